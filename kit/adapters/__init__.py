@@ -1,0 +1,1 @@
+"""Adapters: read, written, placed on a model, added up, grafted, extracted, merged."""

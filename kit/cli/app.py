@@ -1,0 +1,235 @@
+"""`kit`: parses the command line, and makes one library call per command.
+
+Nothing heavy is imported before a command runs: `kit --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+
+from kit import __version__
+from kit.errors import KitError
+
+app = typer.Typer(
+    name="kit",
+    help="Teach a chat model new text on one GPU without losing the chat, and see what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the recipe: train.tokens=2M lora.rank=64")
+]
+Out = Annotated[Path | None, typer.Option(help="Run directory. Default: runs/NAME")]
+
+
+def main() -> None:
+    """Entry point of the `kit` script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt  # a polite kill ends like Ctrl-C: whole files, and how to go on
+
+
+def command(function: Callable[P, R]) -> Callable[P, R]:
+    """Register a command behind the one error boundary: a clear message, no traceback."""
+
+    @app.command(name=function.__name__.removesuffix("_"))
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except KitError as error:
+            typer.echo(f"kit: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo(
+                "kit: stopped; finished stages are kept. Run the same command to go on.", err=True
+            )
+            raise typer.Exit(130) from None
+
+    return guarded
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@command
+def quickstart(overrides: Overrides = None, out: Out = None) -> None:
+    """Every arm on Lilliput, the embedded pair: minutes on a laptop, no network."""
+    _study("quickstart", overrides, out)
+
+
+@command
+def run(recipe: RecipeArgument, overrides: Overrides = None, out: Out = None) -> None:
+    """Train, transfer and measure what a recipe asks for; run again to go on after a stop."""
+    _study(recipe, overrides, out)
+
+
+def _study(recipe: str, overrides: list[str] | None, out: Path | None) -> None:
+    from kit.recipe.read import find_recipe, read_recipe
+
+    loaded = read_recipe(find_recipe(recipe), overrides or [])
+    from kit.cli.console import quiet_libraries, show_results
+
+    quiet_libraries()
+    from kit.strategies.execute import run_study
+
+    show_results(run_study(loaded, out or Path("runs") / loaded.recipe.name))
+
+
+@command
+def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """What a recipe would do and cost: stages, tokens, memory, time. Loads no weights."""
+    from kit.recipe.read import find_recipe, read_recipe
+    from kit.strategies.preview import preview
+
+    for line in preview(read_recipe(find_recipe(recipe), overrides or [])):
+        typer.echo(line)
+
+
+@command
+def pair(
+    base: Annotated[str, typer.Argument(help="Hub id, folder or .gguf of the base model.")],
+    instruct: Annotated[str, typer.Argument(help="The same of the instruct model.")],
+) -> None:
+    """Check that two checkpoints are a base and its instruct model, and how far apart they are."""
+    from kit.cli.console import quiet_libraries
+
+    quiet_libraries()
+    from kit.models.loading import resolve_source
+    from kit.models.pair_check import check_pair
+
+    report = check_pair(resolve_source(base), resolve_source(instruct))
+    for line in report.lines():
+        typer.echo(line)
+
+
+@command
+def evaluate(
+    recipe: RecipeArgument,
+    stacks: Annotated[
+        list[str],
+        typer.Argument(help="Stacks: instruct, base, 'instruct + FOLDER*0.5' (PEFT adapters)."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for rows and report.")] = Path("evaluation"),
+) -> None:
+    """Measure stacks of your own with a recipe's measurements; the first one is the control."""
+    from kit.cli.console import quiet_libraries, show_results
+    from kit.recipe.read import find_recipe, read_recipe
+
+    loaded = read_recipe(find_recipe(recipe))
+    quiet_libraries()
+    from kit.strategies.evaluate import evaluate_stacks
+
+    show_results(evaluate_stacks(loaded, stacks, out))
+
+
+@command
+def residual(
+    base: Annotated[str, typer.Argument(help="Hub id, folder or .gguf of the base model.")],
+    instruct: Annotated[str, typer.Argument(help="The same of the instruct model.")],
+    out: Annotated[Path, typer.Option(help="Folder for one adapter per rank: OUT/r32")],
+    rank: Annotated[list[int] | None, typer.Option(help="Ranks to keep. Default: 32")] = None,
+) -> None:
+    """Write instruct - base as low-rank adapters, with the share of energy that they keep."""
+    from kit.cli.console import quiet_libraries
+
+    quiet_libraries()
+    from kit.adapters.residual import extract_residual
+    from kit.models.loading import resolve_source
+    from kit.models.pair_check import check_pair
+    from kit.progress import Progress
+
+    folders = resolve_source(base), resolve_source(instruct)
+    check_pair(*folders)
+    ranks = sorted(set(rank or [32]))
+    report = extract_residual(*folders, ranks=ranks, out=out, progress=Progress())
+    for line in report.lines():
+        typer.echo(line)
+
+
+@command
+def merge(
+    checkpoint: Annotated[str, typer.Argument(help="Hub id, folder or .gguf to merge into.")],
+    adapters: Annotated[list[str], typer.Argument(help="PEFT adapters: FOLDER or FOLDER*0.5")],
+    out: Annotated[Path, typer.Option(help="Folder for the merged 16-bit checkpoint.")],
+) -> None:
+    """Add adapters to a 16-bit checkpoint, and verify what was written."""
+    from kit.cli.console import quiet_libraries
+
+    quiet_libraries()
+    from kit.adapters.merge import merge as merge_stack
+    from kit.adapters.stack import Stack
+    from kit.models.loading import resolve_source
+
+    stack = Stack.parse(" + ".join(["checkpoint", *adapters]))
+    report = merge_stack(stack, checkpoint=resolve_source(checkpoint), out=out)
+    for line in report.lines():
+        typer.echo(line)
+
+
+@command
+def report(
+    run_directory: Annotated[Path, typer.Argument(help="A folder that `kit run` made.")],
+) -> None:
+    """Write report.md and report.html again, and print the table. Needs no torch."""
+    from kit.cli.console import show_results
+    from kit.reporting.page import write_report
+
+    write_report(run_directory)
+    show_results(run_directory)
+
+
+@command
+def recipes() -> None:
+    """List the shipped recipes."""
+    from kit.recipe.read import list_recipes
+
+    for card in list_recipes():
+        typer.echo(f"{card.name:34} {card.title}")
+        if card.needs:
+            typer.echo(f"{'':34} needs {card.needs}")
+    typer.echo("\nRun one: kit run NAME    Look first: kit plan NAME")
+
+
+@command
+def schema() -> None:
+    """Print the recipes' JSON schema, for completion and checks in an editor."""
+    from kit.recipe.explain import schema_json
+
+    typer.echo(schema_json())
+
+
+@command
+def doctor() -> None:
+    """Look at versions, GPU, bitsandbytes, disk and hub log-in; say what to do about them."""
+    from kit.planning.doctor import examine
+
+    findings = examine()
+    marks = {True: "ok", False: "!!", None: "--"}
+    for finding in findings:
+        typer.echo(f"{marks[finding.ok]:3} {finding.name:22} {finding.found}")
+        if finding.ok is not True and finding.what_to_do:
+            typer.echo(f"{'':27}{finding.what_to_do}")
+    if any(finding.ok is False for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,214 @@
+"""The one object that evaluation asks a model through: greedy replies and token losses.
+
+    Engine.generate   prompts   -> replies          left-padded, rows leave the batch as they end
+    Engine.nll        token ids -> nats per token   right-padded, long texts in windows
+
+Both work through their rows longest first (what does not fit in memory fails at once), return in
+the order of what was asked, and give what a batch of one would give, up to rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from kit.errors import RecipeError
+from kit.evaluation.generation import Generation, Row, decode_greedily
+from kit.models.chat import end_of_turn_ids
+from kit.models.logprobs import token_nll
+from kit.progress import Advance, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Asks one model, with the instruct model's tokenizer, and changes neither.
+
+    The model may carry mounted adapters, and may be trained further afterwards: it is put into
+    eval mode for each call and back after it.
+
+    Args:
+        model: a causal LM.
+        tokenizer: the instruct model's, for every arm.
+        batch_size: rows per forward pass.
+        max_length: longest piece of text that `nll` scores at once, in tokens; lowered to the
+            model's own context where that is shorter.
+
+    Raises:
+        RecipeError: the batch size is below 1 or the length below 2.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        max_length: int,
+    ) -> None:
+        if batch_size < 1 or max_length < 2:
+            raise RecipeError(
+                f"batch size {batch_size} and piece length {max_length} cannot be measured with",
+                where="evaluate.batch_size, evaluate.seq_len",
+                fix="set batch_size to 1 or more and seq_len to 2 or more",
+            )
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        config = model.config.get_text_config()
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        """Tokens that the model was made for; None where its configuration does not say."""
+        self.max_length = min(max_length, self.context or max_length)
+        if self.max_length < max_length:
+            log.info("text is scored in pieces of %d tokens, the model's context", self.context)
+        generation_eos = getattr(model.generation_config, "eos_token_id", None)
+        self.end_ids = frozenset(end_of_turn_ids(tokenizer, generation_eos))
+        """Ids that end every reply: EOS of tokenizer and generation config, end of turn."""
+
+    @cached_property
+    def newline_ids(self) -> frozenset[int]:
+        """Ids of the tokens whose text has a line break, to stop a continued line at."""
+        ids = range(len(self.tokenizer))
+        texts = self.tokenizer.batch_decode([[i] for i in ids])
+        return frozenset(i for i, text in zip(ids, texts, strict=True) if "\n" in text)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Iterable[int] = (),
+        advance: Advance = silent,
+    ) -> list[Generation]:
+        """Answer every prompt greedily.
+
+        A reply ends with one of `end_ids`, which its text leaves out, or of `stop_ids`, which its
+        text keeps. It is cut off after `max_new_tokens`, or sooner where the context ends.
+
+        Args:
+            prompts: token ids.
+            max_new_tokens: longest reply (1 or more).
+            stop_ids: further ids that end a reply.
+            advance: told of every batch of prompts that is done.
+        """
+        assert max_new_tokens >= 1, f"a reply of {max_new_tokens} tokens is none"
+        stops = self.end_ids | frozenset(stop_ids)
+        rooms = [max_new_tokens] * len(prompts)
+        if self.context is not None:
+            rooms = [min(max_new_tokens, self.context - len(p)) for p in prompts]
+        replies: dict[int, Generation] = {}
+        askable = []
+        for index, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
+            if prompt and room >= 1:
+                askable.append(index)
+                continue
+            why = "leaves no room for a reply in the model's context" if prompt else "is empty"
+            note = f"the prompt of {len(prompt)} tokens {why}"
+            replies[index] = Generation(ids=(), text="", stopped=False, error=note)
+        advance(len(replies))
+        with self._measuring():
+            for part in self._batches(askable, [len(p) for p in prompts]):
+                rows = decode_greedily(
+                    self.model,
+                    [prompts[i] for i in part],
+                    limits=[rooms[i] for i in part],
+                    stop_ids=stops,
+                )
+                replies.update(zip(part, map(self._reply, rows), strict=True))
+                advance(len(part))
+        return [replies[index] for index in range(len(prompts))]
+
+    def nll(
+        self, texts: Sequence[Sequence[int]], *, advance: Advance = silent
+    ) -> list[list[float]]:
+        """Negative log-likelihood in nats of every token of a text but its first.
+
+        A text longer than `max_length` is scored in windows of that length that overlap by half:
+        every token but the very first is scored exactly once, and with at least half a window of
+        context from the second window on. Values may be NaN where the model's output is.
+
+        Args:
+            texts: token ids, each text with 1 or more.
+            advance: told how many texts are done, in proportion to the windows that are.
+
+        Returns:
+            For a text of n tokens n - 1 values, in order.
+        """
+        spans = [
+            (text, *window)
+            for text, ids in enumerate(texts)
+            for window in windows(len(ids), self.max_length)
+        ]
+        scored: dict[int, list[float]] = {}
+        told = 0
+        with self._measuring():
+            for part in self._batches(range(len(spans)), [stop - a for _, a, stop, _ in spans]):
+                pieces = [texts[spans[i][0]][spans[i][1] : spans[i][2]] for i in part]
+                rows = token_nll(self.model, self._right_padded(pieces)).tolist()
+                for i, row in zip(part, rows, strict=True):
+                    _, start, stop, first = spans[i]
+                    scored[i] = row[first - start : stop - start]
+                done = len(scored) * len(texts) // len(spans)
+                advance(done - told)
+                told = done
+        values: list[list[float]] = [[] for _ in texts]
+        for i, (text, *_) in enumerate(spans):
+            values[text] += scored[i]
+        return values
+
+    def _reply(self, row: Row) -> Generation:
+        shown = row.ids[:-1] if row.ids and row.ids[-1] in self.end_ids else row.ids
+        text = str(self.tokenizer.decode(shown, skip_special_tokens=True))
+        return Generation(ids=tuple(row.ids), text=text, stopped=row.stopped, error=row.error)
+
+    def _right_padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(batch, longest); what follows a row is invisible to it, so any id may fill it up."""
+        width = max(map(len, rows))
+        ids = [list(row) + [0] * (width - len(row)) for row in rows]
+        return torch.tensor(ids, device=self.model.device)
+
+    def _batches(self, rows: Iterable[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Row numbers in batches, longest first; rows of one length keep their order."""
+        ordered = sorted(rows, key=lambda row: -lengths[row])
+        for start in range(0, len(ordered), self.batch_size):
+            yield ordered[start : start + self.batch_size]
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        # no_grad and not inference_mode: what a model caches in inference mode could not be
+        # trained with afterwards.
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
+
+
+def windows(length: int, max_length: int) -> list[tuple[int, int, int]]:
+    """(start, stop, first scored token) of each window over a text.
+
+        length 11, max_length 6     0 1 2 3 4 5 6 7 8 9 10
+        window 0, 6, 1              . s s s s s
+        window 3, 9, 6                    . . . s s s
+        window 6, 11, 9                         . . . s s        s = scored, . = context
+
+    Args:
+        length: tokens in the text.
+        max_length: tokens in a window, 2 or more.
+    """
+    stride = max_length // 2
+    spans, scored = [], 1
+    for start in range(0, length, stride):
+        stop = min(start + max_length, length)
+        if scored < stop:
+            spans.append((start, stop, scored))
+            scored = stop
+    return spans

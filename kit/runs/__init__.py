@@ -1,0 +1,1 @@
+"""Run directories: stages with done-markers, typed rows, and where everything came from."""

@@ -1,0 +1,1 @@
+"""Strategies: each arm as a list of stages, and the loop that runs them."""

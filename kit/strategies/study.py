@@ -1,0 +1,225 @@
+"""What the stages of one study share: checkpoints, tokenizers, text, and one loaded model."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kit.data.sources import DocumentSet, read_documents
+from kit.data.splits import Split, split_documents
+from kit.errors import RecipeError
+from kit.hardware import Hardware, detect
+from kit.models.chat import check_chat_template
+from kit.models.loading import dequantize, load_model, resolve_source
+from kit.models.pair_check import require_pair
+from kit.models.tokenizer import document_end, load_tokenizer, padding_id
+from kit.models.weights import weights_fingerprint
+from kit.progress import Progress
+from kit.recipe.schema import Recipe
+from kit.strategies.stages import Where
+from kit.units import show_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Study:
+    """One recipe's checkpoints and text, made when first asked for.
+
+    Args:
+        recipe: what to do.
+        progress: where to say what is done.
+    """
+
+    recipe: Recipe
+    progress: Progress
+    decisions: list[str] = field(default_factory=list)
+    """Every choice that was made for the user, with its reason; each is printed once."""
+
+    def decide(self, line: str) -> None:
+        """Say a decision and keep it for the report."""
+        if line not in self.decisions:
+            self.decisions.append(line)
+            self.progress.say(f"  {line}")
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        found = detect(self.recipe.models.compute_dtype)
+        self.decide(found.line())
+        return found
+
+    @cached_property
+    def folders(self) -> dict[Where, Path]:
+        """Local folders of the checkpoints that the recipe names."""
+        models = self.recipe.models
+        trust = models.trust_remote_code
+        found: dict[Where, Path] = {
+            "instruct": resolve_source(models.instruct, trust_remote_code=trust)
+        }
+        if models.base is not None:
+            found["base"] = resolve_source(models.base, trust_remote_code=trust)
+        return found
+
+    @cached_property
+    def fingerprints(self) -> dict[Where, str]:
+        return {where: weights_fingerprint(folder) for where, folder in self.folders.items()}
+
+    def tokenizer(self, where: Where) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer."""
+        if where not in self._tokenizers:
+            self._tokenizers[where] = load_tokenizer(
+                self.folders[where], trust_remote_code=self.recipe.models.trust_remote_code
+            )
+        return self._tokenizers[where]
+
+    @cached_property
+    def _tokenizers(self) -> dict[Where, PreTrainedTokenizerBase]:
+        return {}
+
+    @property
+    def text_tokenizer(self) -> PreTrainedTokenizerBase:
+        """What the corpus is tokenised with: the base's, where there is one."""
+        return self.tokenizer("base" if "base" in self.folders else "instruct")
+
+    @cached_property
+    def document_end(self) -> int:
+        """The id that ends a document."""
+        end, why = document_end(self.text_tokenizer)
+        self.decide(f"documents end with id {end}: {why}")
+        return end
+
+    @cached_property
+    def padding(self) -> int:
+        """The id that fills up a block."""
+        pad, why = padding_id(self.text_tokenizer, end_id=self.document_end)
+        self.decide(f"blocks are filled up with id {pad}: {why}")
+        return pad
+
+    @cached_property
+    def corpus(self) -> DocumentSet:
+        section = self.recipe.corpus
+        return read_documents(
+            section.sources,
+            text_field=section.text_field,
+            date_field=section.date_field,
+            from_date=section.from_date,
+            bad_utf8=section.bad_utf8,
+        )
+
+    @cached_property
+    def split(self) -> Split:
+        """The corpus in two: to train on, and held out."""
+        section, heldout = self.recipe.corpus, self.recipe.corpus.heldout
+        apart = None
+        if heldout.sources:
+            apart = read_documents(
+                heldout.sources,
+                text_field=section.text_field,
+                date_field=section.date_field,
+                bad_utf8=section.bad_utf8,
+            ).documents
+        return split_documents(
+            self.corpus.documents,
+            every=heldout.every,
+            from_date=heldout.from_date,
+            share=heldout.share,
+            heldout_documents=apart,
+        )
+
+    @cached_property
+    def general(self) -> DocumentSet:
+        section = self.recipe.general
+        return read_documents(section.sources, text_field=section.text_field)
+
+    def check(self) -> None:
+        """Look at everything that can be wrong before anything is written.
+
+        Raises:
+            KitError: the first thing that is wrong.
+        """
+        if not self.split.train:
+            raise RecipeError("no document is left to train on", where="corpus.heldout")
+        _ = self.general
+        check_chat_template(self.tokenizer("instruct"))
+        if "base" in self.folders:
+            require_pair(self.folders["base"], self.folders["instruct"])
+        _ = self.padding
+
+    def load(self, where: Where) -> PreTrainedModel:
+        """A fresh copy of a checkpoint, as the recipe wants it held."""
+        return load_model(
+            self.folders[where],
+            quantization=self.recipe.models.quantization,
+            hardware=self.hardware,
+            trust_remote_code=self.recipe.models.trust_remote_code,
+        )
+
+
+class Shelf:
+    """Keeps the one model that is being measured, so that stacks on it share the load."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._where: Where | None = None
+        self._model: PreTrainedModel | None = None
+        self.decode = ""
+
+    def model(self, where: Where) -> PreTrainedModel:
+        """The checkpoint, ready to measure; what was on the shelf before is let go."""
+        if self._where != where or self._model is None:
+            self.clear()
+            self._model = self.study.load(where)
+            self._where = where
+            self.decode = self._prepare(self._model)
+        return self._model
+
+    def clear(self) -> None:
+        """Let the model go and give its memory back."""
+        import torch
+
+        self._model, self._where = None, None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _prepare(self, model: PreTrainedModel) -> str:
+        import torch
+
+        quantization = self.study.recipe.models.quantization
+        if quantization != "nf4":
+            return f"{quantization} weights"
+        dtype = getattr(torch, self.study.hardware.compute_dtype)
+        needed = model.num_parameters() * dtype.itemsize
+        free = _free_bytes(self.study.hardware)
+        if needed > 0.6 * free:
+            decode = (
+                f"4-bit weights: a {show_bytes(needed)} copy does not fit well in the "
+                f"{show_bytes(free)} that are free"
+            )
+        else:
+            dequantize(model, dtype=dtype)
+            decode = (
+                f"the 4-bit weights, dequantised once to {self.study.hardware.compute_dtype} "
+                f"({show_bytes(needed)}): the same numbers, several times faster to decode with"
+            )
+        self.study.decide(f"measuring with {decode}")
+        return decode
+
+
+def _free_bytes(hardware: Hardware) -> int:
+    import torch
+
+    if hardware.device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        line = next(line for line in text.splitlines() if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return hardware.memory_bytes // 2
+
+

@@ -1,0 +1,53 @@
+"""The text stage: what every training and measurement of a study reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from kit.data.sources import Document
+from kit.data.store import BlockStore, build_store
+from kit.progress import counted
+from kit.strategies.study import Study
+from kit.units import show_count
+
+BLOCKS, HELDOUT, GENERAL = "blocks", "heldout.jsonl", "general.jsonl"
+
+
+def write_text_stage(study: Study, folder: Path) -> str:
+    """Pack the training documents, and write down those to measure; says what came out."""
+    recipe, split = study.recipe, study.split
+    for line in [*study.corpus.lines(), *split.lines()]:
+        study.decide(line)
+    with counted(study.progress, "tokenise") as progress:
+        store = build_store(
+            folder / BLOCKS,
+            tokenizer=study.text_tokenizer,
+            documents=split.train,
+            seq_len=recipe.train.seq_len,
+            pad_id=study.padding,
+            eos_id=study.document_end,
+            progress=lambda done: progress(done, len(split.train)),
+        )
+    for line in store.ledger.lines():
+        study.decide(line)
+    _write_documents(
+        folder / HELDOUT, split.heldout, limit=recipe.evaluate.max_heldout_documents
+    )
+    _write_documents(
+        folder / GENERAL, study.general.documents, limit=recipe.general.max_documents
+    )
+    return f"{show_count(store.ledger.loss_tokens)} tokens that can bear loss"
+
+
+def open_blocks(folder: Path) -> BlockStore:
+    """The blocks of a finished text stage."""
+    return BlockStore.open(folder / BLOCKS)
+
+
+def _write_documents(path: Path, documents: Sequence[Document], *, limit: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for document in documents[:limit]:
+            row = {"id": document.id, "text": document.text, "date": document.date}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,1 @@
+"""Training: one continual pre-training or one small instruction tuning, start to finish."""
