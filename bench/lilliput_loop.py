@@ -1,4 +1,4 @@
-"""The training loop behind `train_lilliput.py`: examples -> packed rows -> batches -> updates.
+"""The training loop behind `train_lilliput.py`: examples -> packed rows -> batches -> AdamW.
 
 Shape suffixes: B rows of a batch, T tokens of a row, V vocabulary.
 """
@@ -98,20 +98,6 @@ def learning_rate_factor(step: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for embeddings and norms.
-
-    Muon with its update scaled to AdamW's size learned the facts in fewer steps here; one
-    learning rate serves both.
-    """
-    layers = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    return [
-        torch.optim.Muon(layers, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
-
-
 def train(
     model: LlamaForCausalLM,
     data: Iterator[Batch],
@@ -121,7 +107,7 @@ def train(
     use_compile: bool,
     name: str,
 ) -> None:
-    """Train all weights, kept in fp32, with bf16 autocast in the forward pass."""
+    """Train all weights with AdamW, kept in fp32, with bf16 autocast in the forward pass."""
 
     def loss_of(batch: Batch) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -135,20 +121,21 @@ def train(
         return F.cross_entropy(flat, batch.labels_BT[:, 1:].flatten(), ignore_index=IGNORE)
 
     compute = torch.compile(loss_of) if use_compile else loss_of
-    optimizers = _optimizers(model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.98), weight_decay=0.05, fused=True
+    )
     model.train()
     started, tokens, losses = time.monotonic(), 0, 0.0
     for step in range(num_steps):
         rate = learning_rate * learning_rate_factor(step, num_steps)
-        for group in (group for o in optimizers for group in o.param_groups):
+        for group in optimizer.param_groups:
             group["lr"] = rate
         batch = next(data)
         loss = compute(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         tokens += int((batch.labels_BT != IGNORE).sum())
         losses += loss.item()
         if (step + 1) % 100 == 0 or step + 1 == num_steps:

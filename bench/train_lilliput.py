@@ -63,11 +63,11 @@ class Plan:
     num_heads: int = 4
     seq_len: int = 256
     batch_rows: int = 16
-    base_steps: int = 5000
-    base_learning_rate: float = 2e-3
+    base_steps: int = 3500
+    base_learning_rate: float = 3e-3
     documents_per_person: int = 40
     """Old documents are written anew for each pass over the people, this many each time."""
-    sft_steps: int = 1000
+    sft_steps: int = 900
     sft_learning_rate: float = 5e-4
     sft_documents_share: float = 0.5
     """Share of the SFT examples that are documents."""

@@ -71,7 +71,8 @@ def test_peft_reads_what_is_written(pico_pair, tmp_path, rslora):
 def test_peft_reads_replaced_tensors(pico_pair, tmp_path):
     folder = random_lora(pico_pair.base, tmp_path / "a", modules_to_save=["norm"])
     adapter = read_adapter(folder)
-    assert set(adapter.replaced) == {"model.norm.weight"}
+    # PEFT matches the end of a name: `norm` is every layer norm too.
+    assert len(adapter.replaced) == 5 and "model.norm.weight" in adapter.replaced
     write_adapter(tmp_path / "b", adapter, base_model=str(pico_pair.base))
     first = logits(PeftModel.from_pretrained(load(pico_pair.base), folder))
     second = logits(PeftModel.from_pretrained(load(pico_pair.base), tmp_path / "b"))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.data.ledger import Ledger, account, prove
-from kit.data.packing import MOST_PADDING, Blocks, pack
+from kit.data.packing import MOST_PADDING, SPAN, Blocks, pack
 from kit.errors import DataError, TrainingError
 
 EOS, PAD, BOS = 100, 101, 102
@@ -150,6 +150,14 @@ def test_documents_of_more_than_half_a_block_are_cut_to_fill_gaps(length):
     assert blocks.spans_P["length"].min() >= 1024 // 64
 
 
+def test_the_emptiest_blocks_are_the_ones_taken_apart():
+    """Full blocks stay as they are; only documents that leave gaps are cut."""
+    documents = documents_of([1023] * 100 + [600] * 300)
+    blocks = packed(documents, seq_len=1024)
+    cut = blocks.spans_P["document"][blocks.spans_P["offset"] > 0]
+    assert len(cut) > 0 and cut.min() >= 100
+
+
 def test_documents_that_fit_well_are_never_cut():
     rng = np.random.default_rng(0)
     lengths = np.minimum(rng.lognormal(5.5, 1.0, size=3000).astype(int), 1000).tolist()
@@ -230,6 +238,40 @@ def test_the_proof_finds_two_documents_that_changed_places(proved):
     ids[:, [0, 1]] = ids[:, [1, 0]]
     with pytest.raises(TrainingError, match="tokens"):
         prove(ledger, replace(blocks, ids_BT=ids))
+
+
+def by_hand(rows, spans, *, bos_id: int | None = None) -> Blocks:
+    ids, pieces = np.array(rows, dtype=np.int32), np.array(spans, dtype=SPAN)
+    return Blocks(ids_BT=ids, spans_P=pieces, eos_id=EOS, pad_id=PAD, bos_id=bos_id)
+
+
+def test_the_proof_finds_an_eos_inside_a_document():
+    blocks = by_hand([[1, EOS, 2, EOS, PAD]], [(0, 0, 0, 0, 4)])
+    with pytest.raises(TrainingError, match="EOS tokens 2, but the ledger says 1"):
+        prove(ledger_of(blocks, [[1, EOS, 2]]), blocks)
+
+
+def test_the_proof_finds_a_border_that_moved():
+    """Same ids, same order; but attention would see one document's end from the next."""
+    right = by_hand([[1, 2, EOS, 3, EOS]], [(0, 0, 0, 0, 3), (0, 3, 1, 0, 2)])
+    ledger = ledger_of(right, [[1, 2], [3]])
+    prove(ledger, right)
+    moved = by_hand([[1, 2, EOS, 3, EOS]], [(0, 0, 0, 0, 2), (0, 2, 1, 0, 3)])
+    with pytest.raises(TrainingError, match="end in the EOS 1, but the ledger says 2"):
+        prove(ledger, moved)
+
+
+def test_the_proof_finds_a_block_of_nothing_but_padding():
+    blocks = by_hand([[1, EOS], [PAD, PAD]], [(0, 0, 0, 0, 2)])
+    with pytest.raises(TrainingError, match="blocks with text 1, but the ledger says 2"):
+        prove(ledger_of(blocks, [[1]]), blocks)
+
+
+def test_the_proof_finds_a_bos_that_is_counted_but_not_there():
+    blocks = by_hand([[1, 2, EOS]], [(0, 0, 0, 0, 3)])
+    ledger = replace(ledger_of(blocks, [[1, 2]]), bos_tokens=1, text_tokens=1)
+    with pytest.raises(TrainingError, match="begin with the BOS 0, but the ledger says 1"):
+        prove(ledger, blocks)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,28 @@ def test_a_data_set_that_is_not_there_is_a_data_error():
     assert "cannot be loaded" in refused("hub:nobody-here/no-such-set").what
 
 
+def test_a_data_set_is_read_through_the_hubs_library(tmp_path, monkeypatch):
+    """A folder OWNER/NAME below the working directory stands for the hub, as datasets allows."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    for split, day in (("train", "2026-01-02"), ("test", "2026-01-03")):
+        rows = [{"body": f"{split} {i}", "day": day, "n": i} for i in range(2)]
+        jsonl(tmp_path / "owner" / "name" / f"{split}.jsonl", rows)
+    read = read_documents(["hub:owner/name"], text_field="body")
+    assert [(d.id, d.text) for d in read.documents] == [
+        ("hub:owner/name:1", "train 0"),
+        ("hub:owner/name:2", "train 1"),
+    ]
+    both = ["hub:owner/name:test", "hub:owner/name:train[:1]"]
+    dated = read_documents(both, text_field="body", date_field="day")
+    assert texts(dated) == ["train 0", "test 0", "test 1"]
+    assert "it has " in refused("hub:owner/name").what
+    assert "cannot be loaded" in refused("hub:owner/name:valid").what
+
+
 def test_reading_needs_neither_torch_nor_datasets():
     rooms = "sources, splits, rows, tokens, packing, ledger, store, budget, chats, questions"
     code = f"import sys\nfrom kit.data import {rooms}\n"

@@ -7,8 +7,10 @@ import pytest
 from conftest import pico_tokenizer
 from tokenizers import Tokenizer, processors
 
+from kit.data.ledger import prove
 from kit.data.packing import pack
 from kit.data.sources import Document, read_documents
+from kit.data.store import build_store
 from kit.data.tokens import document_bos_id, tokenize_documents
 
 TEXTS = [
@@ -27,11 +29,11 @@ def plain_tokenizer() -> Tokenizer:
     return Tokenizer.from_str(pico_tokenizer(chat=False).backend_tokenizer.to_str())
 
 
-def with_bos() -> Tokenizer:
+def with_bos(token: str = "<|system|>") -> Tokenizer:
     tokenizer = plain_tokenizer()
-    bos = tokenizer.token_to_id("<|system|>")
+    bos = tokenizer.token_to_id(token)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|system|> $A", special_tokens=[("<|system|>", bos)]
+        single=f"{token} $A", special_tokens=[(token, bos)]
     )
     return tokenizer
 
@@ -82,6 +84,23 @@ def test_a_bos_is_found_by_what_the_tokenizer_does():
     assert tokenize_documents(fast, documents(["ab"]))[0].tolist() == [64, 65]
 
 
+@pytest.mark.parametrize(
+    ("token", "bos"), [("<|system|>", 261), ("<|endoftext|>", None)], ids=["own", "the-eos"]
+)
+def test_a_bos_that_is_the_eos_is_left_out(tmp_path, token, bos):
+    """OPT's is: written before each document, it would be a second EOS."""
+    store = build_store(
+        tmp_path / "s",
+        tokenizer=with_bos(token),
+        documents=documents(["one", "two"]),
+        seq_len=16,
+        pad_id=257,
+        eos_id=256,
+    )
+    assert store.blocks.bos_id == bos and store.ledger.bos_tokens == (2 if bos else 0)
+    assert (store.blocks.ids_BT == 256).sum() == 2
+
+
 def test_progress_is_reported():
     done: list[int] = []
     tokenize_documents(plain_tokenizer(), documents(["a"] * 5), batch_size=2, progress=done.append)
@@ -89,9 +108,6 @@ def test_progress_is_reported():
 
 
 def test_real_text_is_packed_and_proved(real_data, tmp_path):
-    from kit.data.ledger import prove
-    from kit.data.store import build_store
-
     read = read_documents([str(real_data / "text" / "python_peps.jsonl")], date_field="date")
     tokenizer = pico_tokenizer(chat=False)
     store = build_store(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import pico_model, pico_tokenizer
 
+from kit.data.questions import read_questions
 from kit.errors import DataError, RecipeError
 from kit.evaluation.engine import Engine
 from kit.evaluation.generation import Generation
@@ -31,6 +32,7 @@ class Asked:
     id: str
     question: str
     answers: tuple[str, ...]
+    chance: float | None = None
 
 
 DOCS = [Doc("a", "In the town of Mire."), Doc("b", "Zwei Bäche, 東京."), Doc("c", "x" * 90)]
@@ -87,6 +89,8 @@ def test_start_id_is_what_the_tokenizer_itself_puts_before_text():
     tokenizer = pico_tokenizer(chat=True)
     assert start_id(tokenizer) == 256
     tokenizer.bos_token = "<|user|>"  # named, but not put before text
+    assert start_id(tokenizer) == 256
+    tokenizer.eos_token = "<|end|>"  # ends turns, not documents
     assert start_id(tokenizer) == 256
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|user|> $A", special_tokens=[("<|user|>", 258)]
@@ -171,6 +175,23 @@ def test_contains_and_exactly(reply, answer, inside, exact):
 def test_questions_that_cannot_be_judged_are_refused(items, message):
     with pytest.raises(DataError, match=message):
         QuestionTask("questions/x", title="X", items=items)
+
+
+def test_chance_is_known_where_every_question_says():
+    half = [
+        replace(item, chance=chance) for item, chance in zip(QUESTIONS, (0.5, 0.25), strict=True)
+    ]
+    assert QuestionTask("q", title="Q", items=half).info.chance == 0.375
+    assert QuestionTask("q", title="Q", items=[half[0], QUESTIONS[1]]).info.chance is None
+
+
+def test_lilliput_questions_can_be_asked(asked):
+    items = read_questions(["lilliput:new-cloze"])[:5]
+    task = QuestionTask("q", title="Q", items=items, form="plain", max_new_tokens=3)
+    assert len(measure(asked, [task])) == 5
+    assert 0 < task.info.chance < 0.5
+    for number, item in enumerate(items):
+        assert task._judge(number, f" {item.answers[0]}.").passed
 
 
 def test_forms_of_a_question(asked):
@@ -258,25 +279,16 @@ def test_a_broken_model_gives_error_rows_and_no_exception():
 
 
 def test_progress_says_how_far_each_task_is(asked):
-    from io import StringIO
-
-    from rich.console import Console
-
-    from kit.progress import Progress
-
-    seen = []
-
-    class Told(Progress):
-        def _lines(self, name, total):
-            seen.append([name, total, 0])
-
-            def advance(done, note=""):
-                seen[-1][2] += done
-
-            return advance
-
-    measure(asked, all_tasks(), progress=Told(Console(file=StringIO())))
-    assert [total for _, total, _ in seen] == [done for *_, done in seen] == [3, 17, 2, 2]
+    told = []
+    measure(asked, all_tasks(), progress=lambda *seen: told.append(seen))
+    last = {name: (done, total) for name, done, total in told}
+    assert last == {
+        "new_text": (3, 3),
+        "lilliput_rules": (17, 17),
+        "q/chat": (2, 2),
+        "q/plain": (2, 2),
+    }
+    assert len(told) > len(last)
 
 
 def test_two_tasks_of_one_name_are_refused(asked):

@@ -173,6 +173,9 @@ def on_checkpoint(adapter: Adapter, checkpoint: Checkpoint) -> Adapter:
     for name, value in adapter.added.items():
         under = replaced[name] if name in replaced else checkpoint.tensor(name)
         replaced[name] = under + value
+    if checkpoint.tied and checkpoint.head_name and checkpoint.embedding_name in replaced:
+        # PEFT writes and wants a tied pair under both names.
+        replaced[checkpoint.head_name] = replaced[checkpoint.embedding_name].clone()
     info = replace(adapter.info, ties_weights=adapter.info.ties_weights or checkpoint.tied)
     return replace(adapter, replaced=replaced, added={}, info=info)
 

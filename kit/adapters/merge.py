@@ -21,7 +21,7 @@ from torch import Tensor
 from kit.adapters.algebra import dense_delta, resolve_tied
 from kit.adapters.graft import check_modules
 from kit.adapters.stack import Stack
-from kit.adapters.tensors import Adapter, adapter_fingerprint
+from kit.adapters.tensors import Adapter, adapter_fingerprint, read_sidecar
 from kit.errors import AdapterError, CheckpointError, StorageError
 from kit.models.weights import Checkpoint, weights_fingerprint, write_checkpoint
 from kit.units import show_bytes
@@ -45,6 +45,8 @@ class MergeReport:
     dtype: str
     max_rounding: float
     """Largest |stored - exact| over the largest |exact| of its tensor."""
+    warnings: tuple[str, ...]
+    """What makes the merged model another one than the adapters were trained in."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -135,7 +137,27 @@ def _plan(stack: Stack, source: Checkpoint, dtype: str | None) -> dict[str, Any]
         "merged_before": before["merged_before"] + before["adapters"] if before else [],
         "dtype": dtype or "as stored",
         "tensors": len(source.names()),
+        "warnings": _warnings(stack, source.folder),
     }
+
+
+def _warnings(stack: Stack, folder: Path) -> list[str]:
+    found, here = [], weights_fingerprint(folder)
+    for weighted in stack.adapters:
+        sidecar = read_sidecar(weighted.path)
+        if sidecar is None or weighted.weight == 0:
+            continue
+        if sidecar.base_fingerprint != here:
+            found.append(
+                f"{weighted.name} was trained on {sidecar.base_name}, not on this checkpoint: that "
+                "is a graft, and check_graft says whether it is exact"
+            )
+        if sidecar.quantization == "nf4":
+            found.append(
+                f"{weighted.name} was trained on 4-bit weights; in these weights its output "
+                "differs a little: measure both"
+            )
+    return found
 
 
 def _existing(out: Path, marker: dict[str, Any]) -> MergeReport:
@@ -160,6 +182,7 @@ def _report(out: Path, marker: dict[str, Any], *, already_done: bool) -> MergeRe
         tensors=marker["tensors"],
         dtype=marker["dtype"],
         max_rounding=marker["max_rounding"],
+        warnings=tuple(marker["warnings"]),
     )
 
 
@@ -242,23 +265,33 @@ def _verify(folder: Path, source: Checkpoint, adapter: Adapter, dtype: torch.dty
     worst = 0.0
     for name in written.names():
         exact = _expected(name, source, adapter)
-        found = written.tensor(name)
-        if not exact.is_floating_point():
-            if not torch.equal(exact, found):
-                raise CheckpointError(f"{name} was not written as it is", where=str(folder))
-            continue
-        kind = written.dtype(name)
-        if kind is None or (dtype is not None and kind != dtype):
-            raise CheckpointError(f"{name} was written as {kind}", where=str(folder))
-        limits = torch.finfo(kind)
-        largest = float(exact.abs().max()) if exact.numel() else 0.0
+        found = written.tensor(name, None)
+        kind = dtype or source.dtype(name)
+        if exact.is_floating_point() and found.dtype == kind:
+            off, rounding = _difference(exact, found)
+            worst = max(worst, rounding)
+        else:
+            off = not torch.equal(exact, found)
+        if off:
+            raise CheckpointError(f"{name} is not what was to be written", where=str(folder))
+    return worst
+
+
+def _difference(exact: Tensor, found: Tensor) -> tuple[bool, float]:
+    """Whether `found` is further off than its dtype rounds, and the largest relative rounding.
+
+    In pieces, since the embedding of a large vocabulary alone is gigabytes in float32.
+    """
+    limits = torch.finfo(found.dtype)
+    largest = max((float(p.abs().max()) for p in exact.flatten().split(1 << 24)), default=0.0)
+    off, error_max = False, 0.0
+    for piece, stored in zip(
+        exact.flatten().split(1 << 24), found.flatten().split(1 << 24), strict=True
+    ):
         # Half a unit in the last place, what is lost below the smallest normal number, and a little
         # for a float32 product that is computed a second time here.
-        allowed = exact.abs() * (limits.eps / 2) + limits.tiny * limits.eps + 1e-6 * largest
-        error = (found - exact).abs()
-        if bool((error > allowed).any()):
-            raise CheckpointError(
-                f"{name} is off by {float(error.max()):.3g} after writing", where=str(folder)
-            )
-        worst = max(worst, float(error.max()) / largest if largest else 0.0)
-    return worst
+        allowed = piece.abs() * (limits.eps / 2) + limits.tiny * limits.eps + 1e-6 * largest
+        error = (stored.float() - piece).abs()
+        off = off or bool((error > allowed).any())
+        error_max = max(error_max, float(error.max()))
+    return off, error_max / largest if largest else 0.0

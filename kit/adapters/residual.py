@@ -27,7 +27,7 @@ from kit.adapters.tensors import (
 )
 from kit.errors import AdapterError
 from kit.models.pair_check import is_linear_weight, require_pair, tensor_group
-from kit.models.spectrum import EXACT_UP_TO, Spectrum, factors
+from kit.models.spectrum import EXACT_UP_TO, Spectrum, energy, factors
 from kit.models.weights import Checkpoint, weights_fingerprint
 
 ENERGY_FILE = "kit_residual.json"
@@ -44,12 +44,10 @@ class ModuleEnergy:
     """Squared Frobenius norm of the difference."""
     kept: dict[int, float]
     """Share of the energy kept, by rank. Exact."""
-    rank_for: dict[float, int | None]
-    """Rank that a share of the energy needs; None: more than `known_ranks`."""
+    rank_for: dict[float, int]
+    """Rank that a share of the energy needs; an estimate where it is above `known_ranks`."""
     known_ranks: int
-    """Directions whose energy is known."""
-    exact: bool
-    """Whether these are all directions."""
+    """Directions whose energy was computed; the others' is estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +67,10 @@ class ResidualReport:
     """Share of the whole energy kept, by rank."""
     kept_of_linear: dict[int, float]
     """Share of the adapted layers' energy kept, by rank."""
-    rank_for: dict[float, int | None]
-    """One rank for all adapted layers that keeps a share of their energy; None: more than known."""
+    rank_for: dict[float, int]
+    """One rank for all adapted layers that keeps a share of their energy."""
+    exact: bool
+    """Whether `rank_for` is exact, or estimated in part (wide layers); `kept` is always exact."""
     modules: tuple[ModuleEnergy, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,8 +139,7 @@ def extract_residual(
             pairs[module] = LowRank(a_KI.cpu(), b_OK.cpu())
         else:
             group = tensor_group(name)
-            energy = float(delta.double().square().sum())
-            elsewhere[group] = elsewhere.get(group, 0.0) + energy
+            elsewhere[group] = elsewhere.get(group, 0.0) + energy(delta)
         if progress is not None:
             progress(done, total)
     report = _report(str(base), str(instruct), ranks, pairs, spectra, elsewhere)
@@ -179,6 +178,7 @@ def _report(
 ) -> ResidualReport:
     linear = sum(known.total for known in spectra.values())
     whole = linear + sum(elsewhere.values())
+    together = _together(spectra)
     kept = {r: sum(s.kept(r) * s.total for s in spectra.values()) for r in ranks}
     modules = tuple(
         ModuleEnergy(
@@ -187,8 +187,7 @@ def _report(
             energy=known.total,
             kept={rank: known.kept(rank) for rank in ranks},
             rank_for={share: known.rank_for(share) for share in SHARES},
-            known_ranks=len(known.energies_N),
-            exact=known.exact,
+            known_ranks=known.known,
         )
         for module, known in spectra.items()
     )
@@ -201,7 +200,8 @@ def _report(
         elsewhere={group: _share(value, whole) for group, value in sorted(elsewhere.items())},
         kept={rank: _share(value, whole) for rank, value in kept.items()},
         kept_of_linear={rank: _share(value, linear) for rank, value in kept.items()},
-        rank_for={share: _common_rank(spectra, share) for share in SHARES},
+        rank_for={share: together.rank_for(share) for share in SHARES},
+        exact=together.exact,
         modules=modules,
     )
 
@@ -211,18 +211,15 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 1.0
 
 
-def _common_rank(spectra: dict[str, Spectrum], share: float) -> int | None:
-    """Smallest rank that, given to every layer, keeps a share of their energy together."""
+def _together(spectra: dict[str, Spectrum]) -> Spectrum:
+    """Energy of each direction, summed over the layers: what one rank for all of them keeps."""
     widest = max((len(known.energies_N) for known in spectra.values()), default=0)
-    by_rank = torch.zeros(widest, dtype=torch.float64)
+    energies_N = torch.zeros(widest, dtype=torch.float64)
     for known in spectra.values():
-        by_rank[: len(known.energies_N)] += known.energies_N
+        energies_N[: len(known.energies_N)] += known.energies_N
     total = sum(known.total for known in spectra.values())
-    exact = all(known.exact for known in spectra.values())
-    # Beyond the shortest partial spectrum the sum misses energy, and so gives a rank too large.
-    usable = min((len(k.energies_N) for k in spectra.values() if not k.exact), default=widest)
-    together = Spectrum(energies_N=by_rank[:usable], total=total, exact=exact)
-    return together.rank_for(share)
+    computed = min((k.known for k in spectra.values() if not k.exact), default=widest)
+    return Spectrum(energies_N=energies_N, total=total, known=computed)
 
 
 def _write(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -73,6 +73,11 @@ def _root(
         raise typer.Exit
 
 
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
 @command
 def quickstart(overrides: Overrides = None, out: Out = None) -> None:
     """Every arm on Lilliput, the embedded pair: minutes on a laptop, no network."""
@@ -98,13 +103,18 @@ def _study(recipe: str, overrides: list[str] | None, out: Path | None) -> None:
 
 
 @command
-def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    on: Annotated[
+        str | None, typer.Option(help="Plan for other hardware: T4, 'RTX 3060', '24 GiB'.")
+    ] = None,
+) -> None:
     """What a recipe would do and cost: stages, tokens, memory, time. Loads no weights."""
     from kit.recipe.read import find_recipe, read_recipe
     from kit.strategies.preview import preview
 
-    for line in preview(read_recipe(find_recipe(recipe), overrides or [])):
-        typer.echo(line)
+    _print(preview(read_recipe(find_recipe(recipe), overrides or []), hardware=on).lines())
 
 
 @command
@@ -113,15 +123,13 @@ def pair(
     instruct: Annotated[str, typer.Argument(help="The same of the instruct model.")],
 ) -> None:
     """Check that two checkpoints are a base and its instruct model, and how far apart they are."""
-    from kit.cli.console import quiet_libraries
+    from kit.cli.console import pair_lines, quiet_libraries
 
     quiet_libraries()
     from kit.models.loading import resolve_source
     from kit.models.pair_check import check_pair
 
-    report = check_pair(resolve_source(base), resolve_source(instruct))
-    for line in report.lines():
-        typer.echo(line)
+    _print(pair_lines(check_pair(resolve_source(base), resolve_source(instruct))))
 
 
 @command
@@ -152,20 +160,22 @@ def residual(
     rank: Annotated[list[int] | None, typer.Option(help="Ranks to keep. Default: 32")] = None,
 ) -> None:
     """Write instruct - base as low-rank adapters, with the share of energy that they keep."""
-    from kit.cli.console import quiet_libraries
+    from kit.cli.console import quiet_libraries, residual_lines
 
     quiet_libraries()
     from kit.adapters.residual import extract_residual
     from kit.models.loading import resolve_source
-    from kit.models.pair_check import check_pair
-    from kit.progress import Progress
+    from kit.progress import Progress, counted
 
-    folders = resolve_source(base), resolve_source(instruct)
-    check_pair(*folders)
-    ranks = sorted(set(rank or [32]))
-    report = extract_residual(*folders, ranks=ranks, out=out, progress=Progress())
-    for line in report.lines():
-        typer.echo(line)
+    with counted(Progress(), "decompose") as progress:
+        report = extract_residual(
+            resolve_source(base),
+            resolve_source(instruct),
+            ranks=rank or [32],
+            out=lambda each: out / f"r{each}",
+            progress=progress,
+        )
+    _print(residual_lines(report, out))
 
 
 @command
@@ -175,17 +185,20 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder for the merged 16-bit checkpoint.")],
 ) -> None:
     """Add adapters to a 16-bit checkpoint, and verify what was written."""
-    from kit.cli.console import quiet_libraries
+    from kit.cli.console import merge_lines, quiet_libraries
 
     quiet_libraries()
     from kit.adapters.merge import merge as merge_stack
-    from kit.adapters.stack import Stack
     from kit.models.loading import resolve_source
+    from kit.progress import Progress, counted
+    from kit.strategies.evaluate import parse_stack
 
-    stack = Stack.parse(" + ".join(["checkpoint", *adapters]))
-    report = merge_stack(stack, checkpoint=resolve_source(checkpoint), out=out)
-    for line in report.lines():
-        typer.echo(line)
+    stack = parse_stack(" + ".join(["checkpoint", *adapters]), checkpoints=["checkpoint"])
+    with counted(Progress(), "merge") as progress:
+        done = merge_stack(
+            stack, checkpoint=resolve_source(checkpoint), out=out, progress=progress
+        )
+    _print(merge_lines(done))
 
 
 @command

@@ -6,6 +6,14 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kit.units import show_count
+
+if TYPE_CHECKING:
+    from kit.adapters.merge import MergeReport
+    from kit.adapters.residual import ResidualReport
+    from kit.models.pair_check import PairReport
 
 
 def quiet_libraries() -> None:
@@ -44,3 +52,45 @@ def show_results(run_directory: Path) -> None:
         f"\nPlots and rows: {run_directory / 'report.html'}", markup=False, highlight=False,
         soft_wrap=True,
     )
+
+
+def pair_lines(report: PairReport) -> list[str]:
+    """A pair's comparison for the console."""
+    specials = ", ".join(report.specials_of_instruct) or "none"
+    lines = [
+        f"base      {report.base}",
+        f"instruct  {report.instruct}",
+        f"{report.tensors} tensors of the same names and shapes, "
+        f"{report.parameters_billions:.3g}B parameters, {report.padded_vocab_size} rows of "
+        "embedding",
+        f"special tokens of instruct alone: {specials}",
+        f"sigma {report.sigma:.4f}   (sum |W_i - W_b| over sum |W_i| + sum |W_b|)",
+    ]
+    lines += [f"  {group.group:12} {group.sigma:.4f}" for group in report.groups]
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    return lines
+
+
+def residual_lines(report: ResidualReport, out: Path) -> list[str]:
+    """What low-rank residuals keep, for the console."""
+    lines = [f"of the difference's energy, {report.linear_share:.1%} is in the adapted layers"]
+    for rank in report.ranks:
+        lines.append(
+            f"  rank {rank:5}  keeps {report.kept[rank]:.1%} of all, "
+            f"{report.kept_of_linear[rank]:.1%} of theirs   {out / f'r{rank}'}"
+        )
+    for share, rank in report.rank_for.items():
+        needed = "a higher rank than was computed" if rank is None else f"rank {rank}"
+        lines.append(f"  {share:.0%} of theirs would need {needed}")
+    return lines
+
+
+def merge_lines(report: MergeReport) -> list[str]:
+    """What a merge did, for the console."""
+    if report.already_done:
+        return [f"{report.out} holds this merge already; nothing was written"]
+    return [
+        f"{report.out}: {show_count(report.changed)} of {report.tensors} tensors changed, "
+        f"stored as {report.dtype}",
+        f"read back and verified: largest rounding {report.max_rounding:.2g} of a tensor's largest",
+    ]

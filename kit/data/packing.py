@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 
@@ -64,8 +65,12 @@ class Blocks:
 
     def spans(self, block: int) -> npt.NDArray[np.void]:
         """The pieces of one block, in order."""
-        first, last = np.searchsorted(self.spans_P["block"], [block, block + 1])
-        return self.spans_P[first:last]
+        return self.spans_P[self._firsts[block] : self._firsts[block + 1]]
+
+    @cached_property
+    def _firsts(self) -> npt.NDArray[np.intp]:
+        """The first piece of each block, and the end of the last one; (blocks + 1,)."""
+        return np.searchsorted(self.spans_P["block"], np.arange(self.num_blocks + 1))
 
     def positions(self, block: int) -> TokenIds:
         """Position ids of one block, (seq_len,); padding counts as one more piece."""

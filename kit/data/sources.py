@@ -111,14 +111,9 @@ def read_documents(
             where=f"from_date {from_date}",
             fix="name the field with date_field, or unset from_date",
         )
-    listed = [sources] if isinstance(sources, str) else list(sources)
-    repeated = [name for name, count in Counter(listed).items() if count > 1]
-    if repeated:
-        raise DataError("a source is named twice", where=repeated[0], fix="name it once")
+    listed = _distinct(sources)
     skipped: Counter[str] = Counter()
-    documents: list[Document] = []
-    for source in listed:
-        documents += _read_source(source, fields, skipped)
+    documents = [d for source in listed for d in _read_source(source, fields, skipped)]
     if start is not None:
         documents = _since(documents, start, skipped)
     if not documents:
@@ -130,6 +125,14 @@ def read_documents(
         )
     documents.sort(key=lambda d: (d.date is None, d.date or ""))
     return DocumentSet(documents=tuple(documents), skipped=dict(skipped))
+
+
+def _distinct(sources: Sequence[str]) -> list[str]:
+    listed = [sources] if isinstance(sources, str) else list(sources)
+    repeated = [name for name, count in Counter(listed).items() if count > 1]
+    if repeated:
+        raise DataError("a source is named twice", where=repeated[0], fix="name it once")
+    return listed
 
 
 def _since(documents: list[Document], start: str, skipped: Counter[str]) -> list[Document]:
@@ -151,7 +154,7 @@ def _since(documents: list[Document], start: str, skipped: Counter[str]) -> list
 def _read_source(source: str, fields: _Fields, skipped: Counter[str]) -> Iterator[Document]:
     kind, _, rest = source.partition(":")
     if kind == "hub":
-        yield from _of_rows(_hub_rows(rest, source), source, fields, skipped)
+        yield from _of_rows(_hub_rows(rest, source, fields), source, fields, skipped)
     elif kind == "lilliput":
         yield from _lilliput(rest, source)
     elif kind == "pydoc":
@@ -243,7 +246,7 @@ def _is_unicode(text: str, where: str, fields: _Fields, skipped: Counter[str]) -
     return True
 
 
-def _hub_rows(name: str, source: str) -> Iterator[Row]:
+def _hub_rows(name: str, source: str, fields: _Fields) -> Iterator[Row]:
     repository, _, split = name.partition(":")
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise DataError(
@@ -262,7 +265,9 @@ def _hub_rows(name: str, source: str) -> Iterator[Row]:
             where=source,
             fix="check the name, the split and the connection; a gated set needs a login",
         ) from error
-    yield from enumerate(table, start=1)
+    wanted = [name for name in (fields.text, fields.date) if name in table.column_names]
+    # The other columns may be pictures or sound, which are dear to decode.
+    yield from enumerate(table.select_columns(wanted) if wanted else table, start=1)
 
 
 def _lilliput(part: str, source: str) -> Iterator[Document]:

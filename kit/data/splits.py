@@ -57,19 +57,9 @@ def split_documents(
     Raises:
         DataError: not exactly one way is named, or one side has no document.
     """
-    ways = {
-        "every": every,
-        "from_date": from_date,
-        "share": share,
-        "heldout_documents": heldout_documents,
-    }
-    named = [name for name, value in ways.items() if value is not None]
-    if len(named) != 1:
-        raise DataError(
-            f"documents are held out in exactly one way, not {len(named)}",
-            where=", ".join(named) or "no way is named",
-            fix=f"name one of {', '.join(ways)}",
-        )
+    _require_one_way(
+        every=every, from_date=from_date, share=share, heldout_documents=heldout_documents
+    )
     if heldout_documents is not None:
         kept, heldout, how = list(documents), list(heldout_documents), "from sources of their own"
     else:
@@ -87,6 +77,16 @@ def split_documents(
             fix="hold out another share, or read more documents",
         )
     return split
+
+
+def _require_one_way(**ways: object) -> None:
+    named = [name for name, value in ways.items() if value is not None]
+    if len(named) != 1:
+        raise DataError(
+            f"documents are held out in exactly one way, not {len(named)}",
+            where=", ".join(named) or "no way is named",
+            fix=f"name one of {', '.join(ways)}",
+        )
 
 
 def _chosen(

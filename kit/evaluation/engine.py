@@ -21,6 +21,7 @@ from kit.errors import RecipeError
 from kit.evaluation.generation import Generation, Row, decode_greedily
 from kit.models.chat import end_of_turn_ids
 from kit.models.logprobs import token_nll
+from kit.models.tokenizer import document_end
 from kit.progress import Advance, silent
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ class Engine:
         if self.max_length < max_length:
             log.info("text is scored in pieces of %d tokens, the model's context", self.context)
         generation_eos = getattr(model.generation_config, "eos_token_id", None)
-        self.end_ids = frozenset(end_of_turn_ids(tokenizer, generation_eos))
-        """Ids that end every reply: EOS of tokenizer and generation config, end of turn."""
+        # A model that was trained on documents may end a reply as it would end one of them.
+        ends = end_of_turn_ids(tokenizer, generation_eos) | {document_end(tokenizer)[0]}
+        self.end_ids = frozenset(ends)
+        """Ids that end every reply: EOS of tokenizer and generation config, end of turn or text."""
 
     @cached_property
     def newline_ids(self) -> frozenset[int]:

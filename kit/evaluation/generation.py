@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -108,7 +108,7 @@ def decode_greedily(
         if len(places) < len(alive):
             # Costs one copy of the cache, which every step's concatenation costs anyway. Beam
             # search's reordering takes any rows, and all kinds of cache layer have it.
-            keep = torch.LongTensor(places).to(next_B.device)
+            keep = cast("torch.LongTensor", torch.tensor(places, device=next_B.device))
             cache.reorder_cache(keep)
             next_B, mask_BT, positions_BT = next_B[keep], mask_BT[keep], positions_BT[keep]
             alive = [alive[place] for place in places]

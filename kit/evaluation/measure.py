@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kit.errors import RecipeError
 from kit.evaluation.engine import Engine
 from kit.evaluation.task import Task
-from kit.progress import Progress
+from kit.progress import Advance, silent
 from kit.runs.records import ItemRow
+
+TaskProgress = Callable[[str, int, int], None]
+"""Called with a task's name, its items done so far, and all its items."""
 
 
 def measure(
-    engine: Engine, tasks: Sequence[Task], *, progress: Progress | None = None
+    engine: Engine, tasks: Sequence[Task], *, progress: TaskProgress | None = None
 ) -> list[ItemRow]:
     """Measure every item of every task once.
 
@@ -22,7 +25,7 @@ def measure(
     Args:
         engine: asks the stack's model.
         tasks: with different names; their rows follow each other in this order.
-        progress: where to say how far each task is; None for nowhere.
+        progress: told whenever items of a task are done.
 
     Raises:
         RecipeError: two tasks have the same name.
@@ -35,11 +38,7 @@ def measure(
         )
     rows: list[ItemRow] = []
     for task in tasks:
-        if progress is None:
-            measured = task.run(engine)
-        else:
-            with progress.task(task.info.title, len(task.item_ids)) as advance:
-                measured = task.run(engine, advance)
+        measured = task.run(engine, _counting(task, progress) if progress else silent)
         check_rows(task, measured)
         rows += measured
     return rows
@@ -62,3 +61,14 @@ def check_rows(task: Task, rows: Sequence[ItemRow]) -> None:
         for name, (numerator, denominator) in row.scores.items():
             good = math.isfinite(numerator) and math.isfinite(denominator) and denominator > 0
             assert good, f"{where}: {name} is {numerator} / {denominator}"
+
+
+def _counting(task: Task, progress: TaskProgress) -> Advance:
+    done_so_far = 0
+
+    def advance(done: int, note: str = "") -> None:
+        nonlocal done_so_far
+        done_so_far += done
+        progress(task.info.task, done_so_far, len(task.item_ids))
+
+    return advance

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kit.errors import DataError
 from kit.evaluation.task import error_row, prompt_hash
+from kit.models.tokenizer import document_end
 from kit.progress import Advance, silent
 from kit.runs.records import ItemRow, Role, TaskInfo
 
@@ -38,7 +39,7 @@ class TextDocument(Protocol):
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that stands before a text: what the tokenizer itself puts there, or else its EOS.
+    """The id that stands before a text: what the tokenizer itself puts there, or a document's end.
 
     The name `bos_token` alone says little: some chat tokenizers give it to the opening of a turn,
     which never stands before plain text.
@@ -46,7 +47,7 @@ def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
     before_nothing: list[int] = tokenizer("")["input_ids"]
     if before_nothing and before_nothing[0] == tokenizer.bos_token_id:
         return int(before_nothing[0])
-    return int(tokenizer.eos_token_id)
+    return document_end(tokenizer)[0]
 
 
 class TextTask:

@@ -46,6 +46,10 @@ class Question(Protocol):
     def answers(self) -> Sequence[str]:
         """Accepted answers, one or more."""
 
+    @property
+    def chance(self) -> float | None:
+        """The share that guessing gets right; None where nothing says."""
+
 
 class QuestionTask:
     """One set of questions, asked in one form.
@@ -79,6 +83,7 @@ class QuestionTask:
             role="knowledge",
             metrics=("contains", "exact"),
             better="higher",
+            chance=_mean_chance(items),
         )
         self.item_ids = tuple(item.id for item in items)
         self._items, self._form, self._max_new_tokens = list(items), form, max_new_tokens
@@ -152,6 +157,11 @@ def _without_punctuation(char: str) -> str:
     # Symbols of ASCII ($ + < = > ^ ` | ~) count as punctuation in SQuAD too.
     is_mark = category.startswith("P") or (char.isascii() and category.startswith("S"))
     return "" if is_mark else char
+
+
+def _mean_chance(items: Sequence[Question]) -> float | None:
+    known = [item.chance for item in items if item.chance is not None]
+    return sum(known) / len(known) if known and len(known) == len(items) else None
 
 
 def _check_questions(items: Sequence[Question], *, where: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from kit.errors import CheckpointError, PairError
-from kit.models.spectrum import spectrum
+from kit.models.spectrum import absolute_sum, energy, leading_energies
 from kit.models.weights import Checkpoint
 
 SIGMA_LIMIT = 0.05
@@ -31,7 +31,6 @@ _SIZES = (
     "head_dim",
     "tie_word_embeddings",
 )
-_BEHAVIOUR = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,29 +105,25 @@ def check_pair(
     for done, name in enumerate(names, start=1):
         weight_b, weight_i = first.tensor(name), second.tensor(name)
         delta = weight_i - weight_b
-        moved, sizes = _l1(delta), _l1(weight_i) + _l1(weight_b)
-        energy = float(delta.double().square().sum())
+        sizes = absolute_sum(weight_i) + absolute_sum(weight_b)
+        moved, changed = absolute_sum(delta), energy(delta)
         row = groups.setdefault(tensor_group(name), [0.0, 0.0, 0.0, 0.0])
-        for column, value in enumerate((moved, sizes, energy, float(delta.numel()))):
+        for column, value in enumerate((moved, sizes, changed, float(delta.numel()))):
             row[column] += value
         layer = _LAYER.search(name)
-        if layer and delta.ndim == 2 and energy > 0:
-            _add_layer(layers.setdefault(int(layer[1]), [0.0] * 4), delta)
+        if layer and delta.ndim == 2 and changed > 0:
+            _add_layer(layers.setdefault(int(layer[1]), [0.0] * 4), delta, changed)
         if progress is not None:
             progress(done, len(names))
     return _report(first, second, groups, layers)
 
 
-def _l1(value: Tensor) -> float:
-    return float(value.double().abs().sum())
-
-
-def _add_layer(row: list[float], delta: Tensor) -> None:
-    known = spectrum(delta, directions=_DIRECTIONS, seed=0, exact_up_to=_EXACT_UP_TO)
-    row[0] += known.total
-    row[1] += known.total * known.stable_rank
-    row[2] += known.total * known.kept(1)
-    row[3] += known.total * known.kept(_DIRECTIONS)
+def _add_layer(row: list[float], delta: Tensor, total: float) -> None:
+    leading = leading_energies(delta, directions=_DIRECTIONS, seed=0, exact_up_to=_EXACT_UP_TO)
+    row[0] += total
+    row[1] += total * total / float(leading[0])
+    row[2] += float(leading[0])
+    row[3] += float(leading[:_DIRECTIONS].sum())
 
 
 def _report(
@@ -137,7 +132,7 @@ def _report(
     groups: dict[str, list[float]],
     layers: dict[int, list[float]],
 ) -> PairReport:
-    moved, sizes, energy, count = (sum(row[k] for row in groups.values()) for k in range(4))
+    moved, sizes, whole, count = (sum(row[k] for row in groups.values()) for k in range(4))
     special_b, special_i = special_tokens(base.folder), special_tokens(instruct.folder)
     sigma = _ratio(moved, sizes)
     return PairReport(
@@ -161,7 +156,7 @@ def _report(
         layers=tuple(
             LayerDifference(
                 layer=number,
-                energy_share=_ratio(row[0], energy),
+                energy_share=_ratio(row[0], whole),
                 stable_rank=_ratio(row[1], row[0]),
                 top_share=_ratio(row[2], row[0]),
                 top32_share=_ratio(row[3], row[0]),
@@ -192,11 +187,23 @@ def _warnings(
             f"{billions:.2f}B parameters: at or below {SMALL_MODEL_BILLIONS}B the transfer of "
             "instruction following is reported to be weak (arXiv 2410.10739)"
         )
-    for key in _BEHAVIOUR:
-        ours, theirs = base.config.get(key), instruct.config.get(key)
-        if ours != theirs:
-            found.append(f"config {key} differs: base {ours}, instruct {theirs}")
+    ours, theirs = _behaviour(base.config), _behaviour(instruct.config)
+    for key in ours:
+        if ours[key] != theirs[key]:
+            found.append(f"config: {key} is {ours[key]} in base, {theirs[key]} in instruct")
     return tuple(found)
+
+
+def _behaviour(config: dict[str, Any]) -> dict[str, Any]:
+    """What changes a model's output besides its weights; old and new spellings of rope alike."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    return {
+        "rope theta": rope.pop("rope_theta", config.get("rope_theta")),
+        "rope type": rope.pop("rope_type", None) or rope.pop("type", None) or "default",
+        "rope scaling": {key: value for key, value in rope.items() if key != "type"},
+        "rms_norm_eps": config.get("rms_norm_eps"),
+        "hidden_act": config.get("hidden_act"),
+    }
 
 
 def require_pair(base: Path, instruct: Path) -> tuple[Checkpoint, Checkpoint]:

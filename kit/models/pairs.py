@@ -166,7 +166,7 @@ def known_pair(source: str) -> KnownPair | None:
             return pair
     if not source.endswith(".gguf"):
         return None
-    stem = re.sub(r"[.-](I?Q\d\w*|[bB]?[fF](16|32))$", "", Path(source).name[: -len(".gguf")])
+    stem = re.sub(r"[.-](i?q\d\w*|b?f(16|32))$", "", Path(source).stem, flags=re.I)
     for pair in PAIRS:
         if stem.lower() in (pair.base.split("/")[1].lower(), pair.instruct.split("/")[1].lower()):
             return pair

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kit.errors import CheckpointError, StorageError
 
-DEFAULT_SHARD_BYTES = 4 * 1024**3
+DEFAULT_SHARD_BYTES = 2 * 1024**3
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _NO_METADATA = {*_PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx"}
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
@@ -151,7 +151,7 @@ class Checkpoint:
     @cached_property
     def quantised(self) -> bool:
         """Whether matrices are stored in fewer than 16 bits (packed integers, 8-bit floats)."""
-        matrices = (n for n in self._where if n.endswith(".weight") and len(self.shape(n)) == 2)
+        matrices = (n for n in self._where if n.endswith("weight") and len(self.shape(n)) == 2)
         return any(self.dtype(name) is None for name in matrices)
 
     def metadata_files(self) -> tuple[Path, ...]:

@@ -81,24 +81,24 @@ def find_card(text: str) -> Card:
     """
     words = re.sub(r"[-_,()]+", " ", text.lower())
     words = re.sub(r"\b(nvidia|tesla|geforce|sxm\d?|pcie)\b", " ", words)
+    words = re.sub(r"\brtx(?=\d)", "rtx ", re.sub(r"(?<=\d)ti\b", " ti", words))
     words = " ".join(words.split())
-    size = _SIZE.search(words)
+    sizes = _SIZE.findall(words)
+    size = float(sizes[-1]) * GIB if sizes else None
     if re.search(r"\bcpu\b", words):
-        return _cpu(words, float(size[1]) * GIB if size else None)
-    for key, card in CARDS.items():
-        if all(re.search(rf"\b{part}(?=gb?\b|gib\b|\b)", words) for part in key.split()):
-            return card
-        if re.search(rf"\b{key.replace('rtx ', '')}\b", words):
-            return card
-    if "a100" in words:
-        return CARDS["a100 40"]
+        return _cpu(words, size)
+    card = _of_table(words)
+    if card is not None:
+        # laptop and half-size versions share the name of the card in the table
+        differs = size is not None and not 0.9 < size / card.usable_bytes < 1.15
+        return replace(card, usable_bytes=int(0.97 * size)) if size and differs else card
     if size is None:
         known = ", ".join(card.name for card in CARDS.values())
         raise ValueError(f"{text!r} is no card that is known ({known}), and names no size")
     return Card(
         name=text.strip(),
         device="cuda",
-        usable_bytes=int(float(size[1]) * 0.97 * GIB),
+        usable_bytes=int(0.97 * size),
         flops=None,
         efficiency=0.3,
         bandwidth=300e9,
@@ -145,14 +145,26 @@ def _cpu(words: str, memory: float | None) -> Card:
         flops=cores * 60e9,
         efficiency=0.4,
         bandwidth=20e9,
-        bfloat16=False,
+        bfloat16=_cpu_has_bf16(),
         assumed="60 GFLOP/s per core, of which 40 % are reached: a guess that may be 3 times off",
     )
 
 
-def with_memory(card: Card, usable_bytes: int) -> Card:
-    """The same card with another amount of memory, as the driver reports it."""
-    return replace(card, usable_bytes=usable_bytes)
+def _of_table(words: str) -> Card | None:
+    for key, card in CARDS.items():
+        parts = key.removeprefix("rtx ").split()
+        if all(re.search(rf"\b{part}(?=gb?\b|gib\b|\b)", words) for part in parts):
+            return card
+    return CARDS["a100 40"] if "a100" in words else None
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 (Linux tells; elsewhere: no)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            return "avx512_bf16" in file.read(100_000)
+    except OSError:
+        return False
 
 
 def _cores() -> int:

@@ -86,8 +86,9 @@ def count_corpus(recipe: Recipe, *, tokenizer_file: Path | None = None) -> Corpu
         None for a corpus on the hub, which a plan does not download.
 
     Raises:
-        DataError: the text cannot be read or split.
+        DataError: files are missing, or the text cannot be read or split.
     """
+    check_files(recipe)
     section, heldout = recipe.corpus, recipe.corpus.heldout
     if any(s.startswith("hub:") for s in [*section.sources, *(heldout.sources or [])]):
         return None
@@ -143,21 +144,6 @@ def count_tokens(documents: Sequence[Document], *, tokenizer_file: Path | None) 
         return counted, "counted with the tokenizer"
     scaled = round(counted * total / sample_bytes)
     return scaled, f"counted on every {every}th document and scaled by bytes"
-
-
-def find_tokenizer(source: str, *, hub_cache: Path | None = None) -> Path | None:
-    """The `tokenizer.json` of a model source, where it is on this machine already."""
-    if source.startswith("lilliput:"):
-        from kit.models.lilliput import BASE, INSTRUCT
-
-        folders = [BASE if source.endswith("base") else INSTRUCT]
-    elif hub_cache is not None and not Path(source).expanduser().exists():
-        name = f"models--{source.replace('/', '--')}"
-        folders = sorted((hub_cache / name / "snapshots").glob("*"))
-    else:
-        folders = [Path(source).expanduser()]
-    files = [folder / "tokenizer.json" for folder in folders]
-    return next((file for file in files if file.is_file()), None)
 
 
 def _read_tokenizer(path: Path | None) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from kit.errors import RecipeError
 from kit.models.pairs import FoundShape
 from kit.models.shapes import ModelShape
+from kit.planning import doctor
 from kit.planning.cards import Card, find_card, local_hardware
 from kit.planning.corpus import CorpusCount, check_files
 from kit.planning.memory import (
@@ -131,7 +132,7 @@ def make_plan(
         corpus: its text, see `count_corpus`; None: not counted.
         hardware: `T4`, `RTX 3060`, `24 GiB`, `cpu 4 cores`; None: the machine at hand.
         stages: what will be done, one line each; they are printed as they are.
-        hub_cache: the hub's cache folder, to read configurations that are there.
+        hub_cache: the hub's cache folder, to read configurations that are there; None: the user's.
 
     Raises:
         DataError: a text file that the recipe names is not there.
@@ -143,7 +144,7 @@ def make_plan(
         card = find_card(hardware or local_hardware())
     except ValueError as error:
         raise RecipeError(str(error), where="hardware", fix="name a card or a size") from None
-    found = shape_of(recipe, hub_cache=hub_cache)
+    found = shape_of(recipe, cache=hub_cache or doctor.hub_cache())
     shape = found.shape if found else None
     loads = training_loads(recipe, card)
     memory, verdict = _worst(shape, loads, card)

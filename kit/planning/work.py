@@ -102,10 +102,10 @@ def count_measurements(recipe: Recipe) -> int:
     return sum(per_arm.get(arm, seeds) for arm in study.arms)
 
 
-def shape_of(recipe: Recipe, *, hub_cache: Path | None = None) -> FoundShape | None:
+def shape_of(recipe: Recipe, *, cache: Path | None = None) -> FoundShape | None:
     """The sizes of the pair: the base's, or else the instruct model's, which are the same."""
     for source in (recipe.models.base, recipe.models.instruct):
-        found = find_shape(source, hub_cache=hub_cache) if source else None
+        found = find_shape(source, hub_cache=cache) if source else None
         if found is not None:
             return found
     return None

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from kit.errors import RecipeError
 
@@ -78,7 +79,7 @@ def read_document(path: Path) -> Document:
             fix="`kit recipes` lists examples to copy",
         )
     origins: dict[Keys, str] = {(): str(path)}
-    data = _plain(node, (), origins, str(path))
+    data = _Plain(str(path), origins).of(node, ())
     return Document(data, origins)
 
 
@@ -95,9 +96,12 @@ def parse_yaml(text: str, *, name: str) -> Any:
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = (error.problem or "no YAML").splitlines()[0]
         raise RecipeError(f"no valid YAML: {problem}", where=where, fix=_yaml_hint(text)) from None
-    except (YAMLError, ValueError) as error:
-        first = (str(error) or "unreadable").splitlines()[0]
-        raise RecipeError(f"no valid YAML: {first}", where=name) from None
+    except Exception as error:
+        # the parser's constructors raise whatever they stumble over when a tag does not fit
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise RecipeError(
+            f"no valid YAML: {first}", where=name, fix="write plain values, without YAML tags"
+        ) from None
 
 
 def dump_yaml(data: dict[str, Any]) -> str:
@@ -164,64 +168,78 @@ def plain_copy(value: Any) -> Any:
     return value
 
 
-def plain_value(node: Any) -> Any:
+def plain_value(node: Any, *, name: str) -> Any:
     """A parsed YAML node as plain Python data.
 
     Raises:
-        RecipeError: a mapping key that is no text.
+        RecipeError: a key that is no text, a tagged value, or a value that holds itself.
     """
-    return _plain(node, (), {}, "override")
+    return _Plain(name, {}).of(node, ())
 
 
-def _plain(node: Any, keys: Keys, origins: dict[Keys, str], name: str) -> Any:
-    if isinstance(node, CommentedMap):
-        return {
-            key: _plain(node[key], (*keys, key), origins, name)
-            for key in _text_keys(node, keys, origins, name)
-        }
-    if isinstance(node, CommentedSeq):
-        items = []
-        for index, item in enumerate(node):
-            _note(origins, (*keys, index), name, node.lc.item(index))
-            items.append(_plain(item, (*keys, index), origins, name))
-        return items
-    return _plain_scalar(node)
+class _Plain:
+    """Turns parsed nodes into plain data and notes the line of each value."""
 
+    def __init__(self, name: str, origins: dict[Keys, str]) -> None:
+        self.name, self.origins = name, origins
+        self._open: list[int] = []
 
-def _text_keys(
-    node: CommentedMap, keys: Keys, origins: dict[Keys, str], name: str
-) -> Iterator[str]:
-    for key in node:
+    def of(self, node: Any, keys: Keys) -> Any:
+        """The plain value of a node."""
+        if not isinstance(node, CommentedMap | CommentedSeq):
+            return self._scalar(node, keys)
+        if id(node) in self._open:
+            raise RecipeError(f"{dotted(keys)}: an alias to what it stands in", where=self.name)
+        self._open.append(id(node))
         try:
-            place = node.lc.key(key)
-        except (KeyError, TypeError, AttributeError):  # a key that came with a `<<` merge
-            place = None
-        if not isinstance(key, str):
-            line = f":{place[0] + 1}" if place else ""
-            raise RecipeError(
-                f"the key {key!r} is no text", where=f"{name}{line}", fix="put it in quotes"
+            return (
+                self._mapping(node, keys)
+                if isinstance(node, CommentedMap)
+                else [
+                    self._noted(item, (*keys, index), node.lc.item(index))
+                    for index, item in enumerate(node)
+                ]
             )
-        _note(origins, (*keys, key), name, place)
-        yield key
+        finally:
+            self._open.pop()
 
+    def _mapping(self, node: CommentedMap, keys: Keys) -> dict[str, Any]:
+        found = {}
+        for key, value in node.items():
+            try:
+                place = node.lc.key(key)
+            except (KeyError, TypeError, AttributeError):  # a key that came with a `<<` merge
+                place = None
+            if not isinstance(key, str):
+                line = f":{place[0] + 1}" if place else ""
+                raise RecipeError(
+                    f"the key {key!r} is no text",
+                    where=f"{self.name}{line}",
+                    fix="put it in quotes",
+                )
+            found[str(key)] = self._noted(value, (*keys, str(key)), place)
+        return found
 
-def _note(origins: dict[Keys, str], keys: Keys, name: str, place: Any) -> None:
-    if place is not None:
-        origins[keys] = f"{name}:{place[0] + 1}"
+    def _noted(self, node: Any, keys: Keys, place: Any) -> Any:
+        if place is not None:
+            self.origins[keys] = f"{self.name}:{place[0] + 1}"
+        return self.of(node, keys)
 
-
-def _plain_scalar(node: Any) -> Any:
-    if isinstance(node, bool) or node is None:
-        return node
-    if isinstance(node, datetime.datetime):
-        return node.isoformat()
-    if isinstance(node, datetime.date):
-        return node.isoformat()  # the parser makes a date of 2025-01-01; a recipe means the text
-    for kind in (int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    # round-trip parsing wraps the true and false of anchored scalars
-    return bool(node) if type(node).__name__ == "ScalarBoolean" else str(node)
+    def _scalar(self, node: Any, keys: Keys) -> Any:
+        if isinstance(node, ScalarBoolean):  # an anchored true or false; it is an int, not a bool
+            return bool(node)
+        if isinstance(node, bool) or node is None:
+            return node
+        if isinstance(node, datetime.date):
+            return node.isoformat()  # the parser makes a date of 2025-01-01; the text is meant
+        for kind in (int, float, str):
+            if isinstance(node, kind):
+                return kind(node)
+        raise RecipeError(
+            f"{dotted(keys)}: a value with a YAML tag (!...) cannot be read",
+            where=self.name,
+            fix="write plain numbers, text, lists and mappings",
+        )
 
 
 def _merge_into(

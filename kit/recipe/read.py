@@ -188,7 +188,7 @@ def _overridden(document: Document, override: str) -> tuple[Document, str]:
         )
     if parts[0] == "extends":
         raise RecipeError("extends cannot be overridden", where=origin, fix="write it in the file")
-    value: Any = plain_value(parse_yaml(text, name=origin)) if text.strip() else None
+    value: Any = plain_value(parse_yaml(text, name=origin), name=origin) if text.strip() else None
     before = document.value(parts)
     changed = put(document, parts, value, origin=origin)
     old = "the default" if before is None else repr(before)

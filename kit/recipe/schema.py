@@ -96,7 +96,7 @@ class Corpus(Section):
 class GeneralText(Section):
     """Old, general text: how much of it the model forgets."""
 
-    sources: Annotated[list[str], Field(min_length=1)]
+    sources: Annotated[list[str], Field(min_length=1)] = ["pydoc:topics"]
     """As in `corpus.sources`. `pydoc:topics` is an English text that every Python carries."""
     text_field: str = "text"
     """The field of a row that holds the text."""
@@ -238,7 +238,7 @@ class Recipe(Section):
     """The pair."""
     corpus: Corpus
     """The new text."""
-    general: GeneralText = GeneralText(sources=["pydoc:topics"])
+    general: GeneralText = GeneralText()
     """The old text."""
     lora: Lora = Lora()
     """The adapter."""

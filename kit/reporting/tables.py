@@ -66,15 +66,16 @@ class Grid:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def grids(lines: Sequence[Line]) -> list[Grid]:
-    """Every table of a report, those without content left out."""
-    made = [
-        score_grid(lines),
-        difference_grid(lines),
-        spread_grid(lines),
-        score_grid(lines, other_metrics=True),
-        count_grid(lines),
-    ]
+def grids(lines: Sequence[Line], *, details: bool = True) -> list[Grid]:
+    """The tables of a report, those without content left out.
+
+    Args:
+        lines: the control first.
+        details: with the tasks' other metrics and the counts.
+    """
+    made = [score_grid(lines), difference_grid(lines), spread_grid(lines)]
+    if details:
+        made += [score_grid(lines, other_metrics=True), count_grid(lines)]
     return [grid for grid in made if grid.rows and len(grid.headers) > 1]
 
 
@@ -149,41 +150,46 @@ def spread_grid(lines: Sequence[Line]) -> Grid:
 
 def count_grid(lines: Sequence[Line]) -> Grid:
     """What became of every item; statuses add up to the number of rows."""
-    tasks = task_infos(lines)
-    known = {task for line in lines for task in line.counts}
+    used = [
+        status
+        for status in STATUSES
+        if any(counts.get(status) for line in lines for counts in line.counts.values())
+    ]
     rows = []
-    for info in tasks:
+    for info in task_infos(lines):
         for line in lines:
             counts = line.counts.get(info.task)
             if not counts:
                 continue
             cells = [Cell(text=line.label), Cell(text=info.title)]
-            cells += [Cell(text=str(counts.get(status, 0) or "-")) for status in STATUSES]
+            cells += [Cell(text=str(counts.get(status, 0))) for status in used]
             rows.append((*cells, Cell(text=str(sum(counts.values())))))
-    headers = ["arm", "task", *STATUSES, "items x seeds"]
+    headers = ["arm", "task", *used, "items x seeds"]
     return Grid(
         title="Counts",
         caption="every item is exactly one of these; truncated: cut off before it was right; "
         "errors have no score and are left out of all of them.",
-        headers=tuple((name, "") for name in headers) if known else (),
+        headers=tuple((name, "") for name in headers),
         rows=tuple(rows),
     )
 
 
 def rich_table(grid: Grid) -> Table:
     """For a terminal of 100 columns, or a notebook."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     colours = {"good": "green", "bad": "red", "muted": "dim", "": ""}
     # Text, not str: a label may hold what rich would read as markup.
     table = Table(
+        box=SIMPLE_HEAD,
         title=Text(grid.title, style="bold"),
         caption=Text(grid.caption, style="dim"),
         title_justify="left",
         caption_justify="left",
         pad_edge=False,
-        show_lines=any(cell.detail for row in grid.rows for cell in row),
+        leading=int(any(cell.detail for row in grid.rows for cell in row)),
     )
     for index, (above, below) in enumerate(grid.headers):
         heading = Text(clean_text(above)).append(

@@ -17,7 +17,7 @@ Group = Literal["sft", "held", "new"]
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 
-GROUP_SIZES: dict[Group, int] = {"sft": 480, "held": 160, "new": 80}
+GROUP_SIZES: dict[Group, int] = {"sft": 240, "held": 80, "new": 60}
 """People per group.
 
 ``sft``: in the pre-training documents, in plain questions and answers, and in the chats.
