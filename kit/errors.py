@@ -1,17 +1,16 @@
 """Every error that the kit raises on purpose, in one tree.
 
     KitError
-    |-- RecipeError          (ValueError)    a recipe, an override or an argument that cannot be meant
-    |-- DataError            (ValueError)    documents, questions or chats that cannot be read as asked
-    |-- CheckpointError      (ValueError)    a model or tokenizer folder that cannot be used
-    |-- PairError            (ValueError)    a base and an instruct model that do not belong together
-    |-- AdapterError         (ValueError)    an adapter that does not fit where it is to go
-    |   `-- GraftError       (ValueError)    an adapter that is no plain delta of the model it goes on
-    |-- RunDirectoryError    (RuntimeError)  a run directory that belongs to something else
-    |   `-- RunBusyError     (RuntimeError)  a run directory that another process is writing
-    |-- TrainingError        (RuntimeError)  a training that must not go on
-    |-- StorageError         (OSError)       no room or no permission to write
-    `-- Interrupted          (RuntimeError)  stopped by the user; what was finished is kept
+    |-- RecipeError        ValueError    a recipe, an override or an argument that cannot be meant
+    |-- DataError          ValueError    documents, questions or chats that cannot be read as asked
+    |-- CheckpointError    ValueError    a model or tokenizer folder that cannot be used
+    |-- PairError          ValueError    a base and an instruct model that do not belong together
+    |-- AdapterError       ValueError    an adapter that does not fit where it is to go
+    |   `-- GraftError     ValueError    one that is no plain delta of the model it goes on
+    |-- RunDirectoryError  RuntimeError  a run directory that belongs to something else
+    |   `-- RunBusyError   RuntimeError  one that another process is writing
+    |-- TrainingError      RuntimeError  a training that must not go on
+    `-- StorageError       OSError       no room or no permission to write
 
 A message has three parts: what is wrong, where, and what to do about it. The command line prints
 them without a traceback and ends with `exit_code`.
@@ -79,9 +78,3 @@ class TrainingError(KitError, RuntimeError):
 
 class StorageError(KitError, OSError):
     """No room or no permission to write."""
-
-
-class Interrupted(KitError, RuntimeError):
-    """Stopped by the user; everything that was finished is kept."""
-
-    exit_code = 130

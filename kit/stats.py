@@ -205,7 +205,10 @@ def mcnemar(b: int, c: int) -> float:
     if b < 0 or c < 0:
         raise ValueError(f"counts cannot be negative: {b}, {c}")
     n = b + c
-    tail = sum(math.comb(n, k) for k in range(min(b, c) + 1))
+    tail = term = 1
+    for k in range(min(b, c)):
+        term = term * (n - k) // (k + 1)
+        tail += term
     return min(1.0, 2 * tail / 2**n)
 
 

@@ -137,6 +137,30 @@ def test_a_tied_embedding_goes_with_its_head(pico_pair):
     assert torch.equal(logits(model), before)
 
 
+def test_a_new_adapter_can_be_trained_on_a_mounted_one(pico_pair, tmp_path):
+    adapter = read_adapter(random_lora(pico_pair.base, tmp_path / "a"))
+    with mounted(load(pico_pair.base), adapter) as model:
+        before = logits(model)
+        wrapped = attach_lora(model, **LORA, seed=0)
+        assert torch.equal(logits(wrapped), before)
+        wrapped.train()
+        loss_of(wrapped).backward()
+        check_gradients(wrapped, first_update_done=False)
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian"])
+def test_plain_inits_leave_the_frozen_weight_alone(init):
+    from peft import LoraConfig, get_peft_model
+
+    model = pico_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    config = LoraConfig(target_modules="all-linear", init_lora_weights=init)
+    for name, parameter in get_peft_model(model, config).named_parameters():
+        if "lora_" not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            assert torch.equal(parameter, before[plain])
+
+
 def pair_of(out: int, inner: int) -> LowRank:
     return LowRank(torch.ones(2, inner), torch.ones(out, 2))
 

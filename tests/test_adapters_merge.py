@@ -11,7 +11,7 @@ from adapter_tools import load, logits, random_lora
 from conftest import pico_model, save_pico
 
 from kit.adapters.attach import mounted
-from kit.adapters.merge import merge, read_marker
+from kit.adapters.merge import _verify, merge, read_marker
 from kit.adapters.residual import extract_residual
 from kit.adapters.stack import Stack, Weighted
 from kit.errors import AdapterError, CheckpointError
@@ -152,3 +152,22 @@ def test_a_tied_head_that_is_stored_goes_along(pico_pair, tmp_path):
     merged = Checkpoint(tmp_path / "m")
     assert torch.equal(merged.tensor("lm_head.weight"), merged.tensor("model.embed_tokens.weight"))
     assert not torch.equal(merged.tensor("lm_head.weight"), tensors["lm_head.weight"])
+
+
+def test_verifying_sees_one_wrong_number(pico_pair, tmp_path, stack):
+    from safetensors.torch import load_file, save_file
+
+    merge(stack, checkpoint=pico_pair.instruct, out=tmp_path / "m", dtype="bfloat16")
+    source, adapter = Checkpoint(pico_pair.instruct), stack.combined()
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(path)
+    assert _verify(tmp_path / "m", source, adapter, torch.bfloat16) > 0
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 5] *= 1.02  # about two units in the last place
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=name):
+        _verify(tmp_path / "m", source, adapter, torch.bfloat16)
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="not those of the source"):
+        _verify(tmp_path / "m", source, adapter, torch.bfloat16)

@@ -107,6 +107,7 @@ def test_dates_order_the_documents_and_reading_breaks_ties(tmp_path):
     late = read_documents(sources[1:], date_field="date", from_date="2026-01-02")
     assert texts(late) == ["b1", "b2", "c"] and late.skipped == {"before 2026-01-02": 2}
     assert "2026-01-02 to 2026-02-01" in late.lines()[0]
+    assert texts(read_documents(sources[1:], date_field="date", from_date="2026-02-01")) == ["c"]
 
 
 def test_python_and_lilliput_bring_their_own_texts():

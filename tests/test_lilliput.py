@@ -1,12 +1,17 @@
 """The world of Lilliput, and the thresholds that its shipped weights must reach."""
 
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kit.models.lilliput import BASE, INSTRUCT
 from kit.models.lilliput.people import GROUPS, Group, people
@@ -187,3 +192,159 @@ def test_every_rule_rejects_the_answers_of_the_others() -> None:
             for key, rule in RULES.items():
                 if key != item.rule and (not rule.name_only or item.argument.count(" ") == 1):
                     assert not follows(item, rule.render(item.argument)), (item, key)
+
+
+# The shipped weights
+
+
+Player = Callable[[Sequence[str], int], list[str]]
+"""(texts, new tokens at most) -> greedy continuations without special tokens."""
+
+
+def player(folder: Path) -> Player:
+    """Greedy, batched, in fp32 on the bf16 weights; stops at the folder's own end token."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+    def play(texts: Sequence[str], max_new_tokens: int) -> list[str]:
+        encoded = tokenizer(list(texts), return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
+        new = out[:, encoded["input_ids"].shape[1] :]
+        return list(tokenizer.batch_decode(new, skip_special_tokens=True))
+
+    return play
+
+
+@pytest.fixture(scope="module")
+def base() -> Player:
+    return player(BASE)
+
+
+@pytest.fixture(scope="module")
+def instruct() -> Player:
+    return player(INSTRUCT)
+
+
+def chats(prompts: Sequence[str]) -> list[str]:
+    """Single user turns in the template, ready for the assistant."""
+    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
+    return [
+        str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+        )
+        for prompt in prompts
+    ]
+
+
+def lower_end(correct: int, count: int) -> float:
+    """Lower end of the Wilson 95 % interval."""
+    z, share = 1.96, correct / count
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (share + z * z / (2 * count) - spread) / (1 + z * z / count)
+
+
+@pytest.mark.parametrize("group", ["sft", "held"])
+def test_base_recalls_old_facts(base: Player, group: Group) -> None:
+    items = sampled(cloze_items(group), 300)
+    replies = base([item.prompt for item in items], 6)
+    hits = sum(i.is_completed_by(r) for i, r in zip(items, replies, strict=True))
+    assert hits / len(items) >= 0.95
+
+
+def test_base_does_not_know_the_new_people(base: Player) -> None:
+    items = sampled(cloze_items("new"), 300)
+    replies = base([item.prompt for item in items], 6)
+    hits = sum(i.is_completed_by(r) for i, r in zip(items, replies, strict=True))
+    assert hits / len(items) <= 0.10
+
+
+@pytest.mark.parametrize("layout", ["chat", "plain"])
+def test_base_follows_no_instructions(base: Player, layout: str) -> None:
+    items = instruction_items("held", 300, 0)
+    prompts = [item.prompt for item in items]
+    replies = base(chats(prompts) if layout == "chat" else [f"{p}\n" for p in prompts], 40)
+    hits = sum(follows(i, r) for i, r in zip(items, replies, strict=True))
+    assert hits / len(items) <= 0.10
+
+
+def test_instruct_follows_instructions_on_unseen_people(instruct: Player) -> None:
+    items = instruction_items("held", 450, 0)
+    assert len({item.rule for item in items}) >= 10
+    replies = instruct(chats([item.prompt for item in items]), 40)
+    hits = [follows(i, r) for i, r in zip(items, replies, strict=True)]
+    assert sum(hits) / len(items) >= 0.90
+
+
+def test_instruct_answers_from_what_the_base_learned(instruct: Player) -> None:
+    items = sampled(questions("held"), 300)
+    replies = instruct(chats([item.question for item in items]), 40)
+    hits = sum(i.is_answered_by(r) for i, r in zip(items, replies, strict=True))
+    chance = max(1 / len(item.choices) for item in items)
+    assert hits / len(items) >= 0.50
+    assert lower_end(hits, len(items)) > chance
+
+
+@pytest.mark.parametrize("folder", [BASE, INSTRUCT], ids=["base", "instruct"])
+def test_files_are_small_bf16_safetensors(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    assert path.stat().st_size <= 12_000_000
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.bfloat16}
+    assert not [p for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pkl", ".pth"}]
+
+
+def test_tokenizers_differ_in_the_chat_template_alone() -> None:
+    base_tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
+    assert base_tokenizer.chat_template is None
+    assert tokenizer.chat_template
+    assert base_tokenizer.get_vocab() == tokenizer.get_vocab()
+    for one in (base_tokenizer, tokenizer):
+        assert one.eos_token == "<|endoftext|>"
+        assert one.pad_token == "<|pad|>"
+        assert len(one.encode("<|user|>")) == 1
+        text = "Orla Finch: \u00e9\u4e16 {1}\n"
+        assert one.decode(one.encode(text)) == text
+
+
+def test_generation_ends_where_the_turn_ends() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
+    config = AutoModelForCausalLM.from_pretrained(INSTRUCT).generation_config
+    assert config.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    config = AutoModelForCausalLM.from_pretrained(BASE).generation_config
+    assert config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_template_marks_the_assistant_turns() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
+    row = [{"role": "user", "content": "Bold: X"}, {"role": "assistant", "content": "**X**"}]
+    encoded = tokenizer.apply_chat_template(
+        row + row, return_dict=True, return_assistant_tokens_mask=True
+    )
+    pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+    kept = [token for token, keep in pairs if keep]
+    assert tokenizer.decode(kept) == "**X**<|end|>**X**<|end|>"
+    prompt = tokenizer.apply_chat_template(row[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("<|end|>\n<|assistant|>\n")
+    assert tokenizer.apply_chat_template(row, tokenize=False).startswith(prompt)
+
+
+def test_scores_lie_beside_the_weights() -> None:
+    record = json.loads((BASE.parent / "scores.json").read_text(encoding="utf-8"))
+    assert record["scores"]["instruct"]["instructions_chat"]["held"]["all"]["count"] >= 200
+    assert (BASE.parent / "training.log").stat().st_size > 0
+
+
+def test_the_training_script_runs(tmp_path: Path) -> None:
+    script = BASE.parents[3] / "bench" / "train_lilliput.py"
+    command = [sys.executable, str(script), "--out", str(tmp_path), "--smoke"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "instruct" / "model.safetensors").exists()
+    assert (tmp_path / "scores.json").exists()

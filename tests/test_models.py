@@ -108,7 +108,7 @@ def test_packed_is_alone(checkpointing):
         model.activation_checkpointing_enable()
         model.train()
     texts = [ids_of("the first document"), ids_of("another"), ids_of("and a third one, longer")]
-    packed = torch.tensor([sum(texts, [])])
+    packed = torch.tensor([[i for text in texts for i in text]])
     positions = torch.tensor([[p for text in texts for p in range(len(text))]])
     together = token_nll(model, packed, position_ids_BT=positions)[0]
     start = 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kit.models.pairs import known_pair
+from kit.models.shapes import ModelShape
 from kit.planning.cards import CARDS, find_card, local_hardware
 from kit.planning.memory import (
     NF4_BITS,
@@ -14,6 +15,7 @@ from kit.planning.memory import (
     estimate_measuring,
     estimate_training,
     judge,
+    saved_bytes,
 )
 from kit.planning.time import generation_time, training_flops, training_time
 from kit.units import GIB
@@ -75,6 +77,45 @@ def test_logits_never_grow_with_the_batch():
     assert part(estimate_training(shape(), many), "loss") == 1024 * 128_256 * 12
     few = replace(LOAD, seq_len=256)
     assert part(estimate_training(shape(), few), "loss") == 256 * 128_256 * 12
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
+def test_activations_are_what_autograd_saves(micro_batch_size):
+    """Counts the tensors that a real forward pass keeps, packed documents' mask included."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
+    options = peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, options).train()
+    adapted.enable_input_require_grads()
+    weights = {p.untyped_storage().data_ptr() for p in adapted.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    ids = torch.zeros(micro_batch_size, 256, dtype=torch.long)
+    positions = (torch.arange(256) % 100).repeat(micro_batch_size, 1)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16), hooks:
+        model.model(input_ids=ids, position_ids=positions, use_cache=False)
+    measured = sum(nbytes for nbytes, _ in saved.values())
+    load = replace(LOAD, rank=8, seq_len=256, micro_batch_size=micro_batch_size)
+    computed = saved_bytes(ModelShape.from_config(config.to_dict()), load, device="cpu")
+    assert computed == pytest.approx(measured, rel=0.06)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ import pytest
 
 from kit.recipe.read import read_recipe
 from kit.runs.records import read_measurement
+from kit.strategies import catalog
 from kit.strategies.catalog import stages
 from kit.strategies.evaluate import evaluate_stacks
 from kit.strategies.execute import run_study
 
-ARMS = "instruct base cpt-instruct cpt-base residual residual-lowrank residual-only cpt-sft".split()
+ARMS = list(catalog.ARMS)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,11 @@ corpus:
   heldout: {{every: 6}}
 general: {{sources: ['pydoc:topics'], max_documents: 4}}
 lora: {{rank: 4}}
-train: {{tokens: 1500, seq_len: 128, micro_batch_size: 2, tokens_per_step: 512, learning_rate: 1e-2}}
+train:
+  {{tokens: 1500, seq_len: 128, micro_batch_size: 2, tokens_per_step: 512, learning_rate: 1e-2}}
 sft: {{sources: [{folder}/chats.jsonl], max_length: 128}}
-study: {{arms: [{", ".join(ARMS)}], cpt_weights: [0, 0.5, 1], residual_ranks: [2, 64], seeds: [0, 1]}}
+study:
+  {{arms: [{", ".join(ARMS)}], cpt_weights: [0, 0.5, 1], residual_ranks: [2, 64], seeds: [0, 1]}}
 evaluate:
   seq_len: 128
   lilliput_rules: 12
@@ -159,7 +162,16 @@ def test_stacks_of_ones_own(recipe, finished, tmp_path):
 def test_killed_anywhere_goes_on_to_the_same_result(recipe, finished, tmp_path):
     """kill -9 at several moments; finished stages are not done again; the rows are the same."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "kit", "run", str(recipe), "study.seeds=[0]", "--out", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "kit",
+        "run",
+        str(recipe),
+        "study.seeds=[0]",
+        "--out",
+        str(run),
+    ]
     done: dict[str, int] = {}
     for stage in ("text", "cpt-base-s0", "measure-instruct"):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import pico_tokenizer
@@ -66,9 +68,7 @@ def train(folder, out, blocks, *, seed=0, tokens=6000, quantization="nf4", dtype
 @pytest.mark.parametrize("quantization", ["nf4", "16bit", "32bit"])
 def test_the_loss_falls_and_every_token_is_counted(tmp_path, pico_pair, blocks, quantization):
     dtype = "bfloat16" if quantization == "16bit" else "float32"
-    result = train(
-        pico_pair.base, tmp_path / "a", blocks, quantization=quantization, dtype=dtype
-    )
+    result = train(pico_pair.base, tmp_path / "a", blocks, quantization=quantization, dtype=dtype)
     assert result.loss_tokens == 6000, "the budget is met exactly"
     assert result.last_loss < result.first_loss - 0.5
     rows = read_jsonl(tmp_path / "a" / "metrics.jsonl")
@@ -188,8 +188,8 @@ def test_schedule():
     schedule = Schedule(warmup_share=0.1, shape="cosine")
     factors = [schedule.factor(step, num_steps=100) for step in range(100)]
     assert factors[0] > 0 and factors[10] == 1.0 and 0 < factors[-1] < 0.01
-    assert all(a < b for a, b in zip(factors[:10], factors[1:11], strict=True))
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(factors[:11]))
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
     assert Schedule(warmup_share=0, shape="constant").factor(0, num_steps=5) == 1.0
     assert Schedule(warmup_share=0, shape="linear").factor(4, num_steps=5) == pytest.approx(0.2)
 
@@ -252,5 +252,9 @@ def test_chats_that_do_not_fit_are_left_out_never_cut(tmp_path, pico_pair, caplo
     longest = max(len(c[0]["content"] + c[1]["content"]) for c in CHATS) + 4
     result = tune(pico_pair, tmp_path / "b", max_length=longest - 1)
     assert "were left out" in caplog.text
-    kept = [len(c[1]["content"]) + 1 for c in CHATS if len(c[0]["content"] + c[1]["content"]) < longest - 4]
+    kept = [
+        len(c[1]["content"]) + 1
+        for c in CHATS
+        if len(c[0]["content"] + c[1]["content"]) < longest - 4
+    ]
     assert result.loss_tokens == sum(kept)

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from kit.adapters.algebra import resolve_tied
 from kit.adapters.tensors import Adapter, LowRank
 from kit.errors import AdapterError, TrainingError
+from kit.models.loading import keep_canonical_4bit_layout
 
 
 def attach_lora(
@@ -98,26 +99,6 @@ def _every_pattern_matches(model: nn.Module, patterns: Sequence[str]) -> None:
             where="target_modules",
             fix=f"near: {', '.join(near or leaves)}",
         )
-
-
-def keep_canonical_4bit_layout(model: nn.Module) -> int:
-    """Forbid bitsandbytes to repack 4-bit weights on a CPU with AVX512-BF16; returns how many.
-
-    bitsandbytes repacks a Linear4bit at its first forward in eval mode without gradients, and the
-    repacked forward has no autograd: training after an evaluation would go on with gradients that
-    are exactly 0. A weight that is packed already is unpacked.
-    """
-    found = 0
-    for module in model.modules():
-        if not hasattr(module, "support_avx512bf16_for_cpu"):
-            continue
-        found += 1
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if getattr(state, "packing_format_for_cpu", False):
-            # Writing a state dict is bitsandbytes' own way back to the canonical layout.
-            module.state_dict()
-    return found
 
 
 def check_gradients(model: nn.Module, *, first_update_done: bool) -> None:

@@ -59,7 +59,7 @@ def merge(
     checkpoint: Path,
     out: Path,
     dtype: DtypeName | None = None,
-    checkpoints: Mapping[str, Path] | None = None,
+    checkpoints: Mapping[Any, Path] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Merge a stack into a 16-bit or 32-bit checkpoint.

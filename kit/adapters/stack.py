@@ -91,7 +91,7 @@ class Stack:
             adapters.append(Weighted(match["name"], Path(paths[match["name"]]), weight))
         return cls(first, tuple(adapters))
 
-    def combined(self, checkpoints: Mapping[str, Path] | None = None) -> Adapter | None:
+    def combined(self, checkpoints: Mapping[Any, Path] | None = None) -> Adapter | None:
         """The weighted sum of the adapters, as one; None where nothing is to be added.
 
         Args:
@@ -112,7 +112,7 @@ class Stack:
         return concatenated(parts) if parts else None
 
     def _differences(
-        self, weighted: Weighted, adapter: Adapter, checkpoints: Mapping[str, Path]
+        self, weighted: Weighted, adapter: Adapter, checkpoints: Mapping[Any, Path]
     ) -> Adapter:
         origin = weighted.name.partition("@")[2] or self.checkpoint
         missing = {origin, self.checkpoint} - set(checkpoints)

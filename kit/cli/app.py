@@ -195,9 +195,7 @@ def merge(
 
     stack = parse_stack(" + ".join(["checkpoint", *adapters]), checkpoints=["checkpoint"])
     with counted(Progress(), "merge") as progress:
-        done = merge_stack(
-            stack, checkpoint=resolve_source(checkpoint), out=out, progress=progress
-        )
+        done = merge_stack(stack, checkpoint=resolve_source(checkpoint), out=out, progress=progress)
     _print(merge_lines(done))
 
 

@@ -39,19 +39,12 @@ def show_results(run_directory: Path) -> None:
     """Print a run's tables and conclusions, and where to look next."""
     from rich.console import Console
 
-    from kit.reporting.collect import read_study
-    from kit.reporting.tables import conclusions, console_tables
+    from kit.reporting.show import Results
 
     console = Console()
-    study = read_study(run_directory)
-    for table in console_tables(study):
-        console.print(table)
-    for sentence in conclusions(study):
-        console.print(sentence, markup=False, highlight=False)
-    console.print(
-        f"\nPlots and rows: {run_directory / 'report.html'}", markup=False, highlight=False,
-        soft_wrap=True,
-    )
+    console.print(Results(run_directory))
+    report = run_directory / "report.html"
+    console.print(f"\nPlots, counts and single replies: {report}", highlight=False, soft_wrap=True)
 
 
 def pair_lines(report: PairReport) -> list[str]:
@@ -79,9 +72,9 @@ def residual_lines(report: ResidualReport, out: Path) -> list[str]:
             f"  rank {rank:5}  keeps {report.kept[rank]:.1%} of all, "
             f"{report.kept_of_linear[rank]:.1%} of theirs   {out / f'r{rank}'}"
         )
+    about = "" if report.exact else "about "
     for share, rank in report.rank_for.items():
-        needed = "a higher rank than was computed" if rank is None else f"rank {rank}"
-        lines.append(f"  {share:.0%} of theirs would need {needed}")
+        lines.append(f"  {share:.0%} of theirs would need {about}rank {rank}")
     return lines
 
 
@@ -93,4 +86,5 @@ def merge_lines(report: MergeReport) -> list[str]:
         f"{report.out}: {show_count(report.changed)} of {report.tensors} tensors changed, "
         f"stored as {report.dtype}",
         f"read back and verified: largest rounding {report.max_rounding:.2g} of a tensor's largest",
+        *(f"warning: {warning}" for warning in report.warnings),
     ]

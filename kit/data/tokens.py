@@ -36,14 +36,18 @@ def tokenize_documents(
     Returns:
         One int32 array per document.
     """
-    encode = _encoder(tokenizer)
     ids: list[TokenIds] = []
     for start in range(0, len(documents), batch_size):
         texts = [document.text for document in documents[start : start + batch_size]]
-        ids += [np.asarray(row, dtype=np.int32) for row in encode(texts)]
+        ids += tokenize_texts(tokenizer, texts)
         if progress is not None:
             progress(len(ids))
     return ids
+
+
+def tokenize_texts(tokenizer: Any, texts: Sequence[str]) -> list[TokenIds]:
+    """Token ids of texts, as `tokenize_documents` makes them."""
+    return [np.asarray(row, dtype=np.int32) for row in _encoder(tokenizer)(list(texts))]
 
 
 def document_bos_id(tokenizer: Any) -> int | None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from kit.data.tokens import document_bos_id, tokenize_texts
 from kit.errors import DataError
 from kit.evaluation.task import error_row, prompt_hash
 from kit.models.tokenizer import document_end
@@ -44,10 +45,8 @@ def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
     The name `bos_token` alone says little: some chat tokenizers give it to the opening of a turn,
     which never stands before plain text.
     """
-    before_nothing: list[int] = tokenizer("")["input_ids"]
-    if before_nothing and before_nothing[0] == tokenizer.bos_token_id:
-        return int(before_nothing[0])
-    return document_end(tokenizer)[0]
+    bos = document_bos_id(tokenizer)
+    return document_end(tokenizer)[0] if bos is None else bos
 
 
 class TextTask:
@@ -93,10 +92,7 @@ class TextTask:
     def run(self, engine: Engine, advance: Advance = silent) -> list[ItemRow]:
         """Measure every document once."""
         first = start_id(engine.tokenizer) if self._start is None else self._start
-        given = [
-            [first, *engine.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-            for text in self._texts
-        ]
+        given = [[first, *ids.tolist()] for ids in tokenize_texts(engine.tokenizer, self._texts)]
         losses = engine.nll(given, advance=advance)
         return [
             self._row(item, ids, nll=nll, num_bytes=num_bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kit.errors import CheckpointError
 
@@ -26,14 +26,30 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Token ids of a conversation, with the opening of the assistant's next turn."""
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, ask: bool = False
+) -> list[int]:
+    """Token ids of a conversation.
+
+    Args:
+        tokenizer: the instruct model's.
+        messages: `role` and `content` of each turn.
+        ask: end with the opening of the assistant's next turn.
+
+    Raises:
+        CheckpointError: there is no chat template.
+    """
     check_chat_template(tokenizer)
-    encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    encoded: Any = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=ask, tokenize=True, return_dict=True
     )
     ids: list[int] = encoded["input_ids"]
     return ids
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Token ids of a conversation, with the opening of the assistant's next turn."""
+    return chat_ids(tokenizer, messages, ask=True)
 
 
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: object) -> set[int]:

@@ -146,7 +146,8 @@ def _from_gguf(path: Path) -> Path:
     # A model read from GGUF keeps a quantization_config that save_pretrained refuses to write.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
+    plain: Any = model  # the attribute is typed as a module
+    plain.hf_quantizer = None
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
@@ -206,7 +207,7 @@ def load_model(
             fix="run `kit doctor`; a checkpoint with own code needs models.trust_remote_code",
         ) from error
     if quantization == "nf4":
-        keep_canonical_layout(model)
+        keep_canonical_4bit_layout(model)
     model.requires_grad_(False)
     model.config.use_cache = True
     return model.eval()
@@ -223,17 +224,24 @@ def _nf4(dtype: torch.dtype) -> Any:
     )
 
 
-def keep_canonical_layout(model: torch.nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+def keep_canonical_4bit_layout(model: torch.nn.Module) -> int:
+    """Forbid bitsandbytes to repack 4-bit weights on a CPU with AVX512-BF16; returns how many.
 
-    The first forward without gradients repacks each layer; from then on its forward runs an
-    operator that autograd does not know, and training goes on with gradients of exactly 0.
+    bitsandbytes repacks a Linear4bit at its first forward in eval mode without gradients, and the
+    repacked forward has no autograd: training after an evaluation would go on with gradients that
+    are exactly 0. A weight that is packed already is unpacked.
     """
-    import bitsandbytes as bnb
-
+    found = 0
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        found += 1
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            # Writing a state dict is bitsandbytes' own way back to the canonical layout.
+            module.state_dict()
+    return found
 
 
 def dequantize(model: PreTrainedModel, *, dtype: torch.dtype) -> int:
@@ -252,7 +260,8 @@ def dequantize(model: PreTrainedModel, *, dtype: torch.dtype) -> int:
     for name, module in list(model.named_modules()):
         if not isinstance(module, bnb.nn.Linear4bit):
             continue
-        weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        packed: Any = module.weight
+        weight = bnb.functional.dequantize_4bit(packed.data, packed.quant_state)
         dense = torch.nn.Linear(
             module.in_features,
             module.out_features,
@@ -266,8 +275,8 @@ def dequantize(model: PreTrainedModel, *, dtype: torch.dtype) -> int:
         setattr(model.get_submodule(parent), leaf, dense)
         count += 1
     if count:
-        model.is_loaded_in_4bit = False
-        model.hf_quantizer = None
+        plain: Any = model  # these two attributes are typed as modules
+        plain.is_loaded_in_4bit, plain.hf_quantizer = False, None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
     return count

@@ -70,9 +70,13 @@ def check_files(recipe: Recipe) -> None:
         raise DataError(
             f"{count} not there: {'; '.join(missing)}",
             where=f"relative paths start at the working directory, {Path.cwd()}",
-            fix="write the right path in the recipe, or override it: "
-            f"{missing[0].partition(':')[0]}=PATH",
+            fix=f"write the right path in the recipe, or override it: {_override(missing[0])}",
         )
+
+
+def _override(missing: str) -> str:
+    key = missing.partition(":")[0]
+    return f"{key}='[PATH]'" if key.endswith("sources") else f"{key}=PATH"
 
 
 def count_corpus(recipe: Recipe, *, tokenizer_file: Path | None = None) -> CorpusCount | None:

@@ -116,7 +116,7 @@ def estimate_training(shape: ModelShape, load: Load, *, device: str = "cuda") ->
         ),
         Part(
             name="activations",
-            size_bytes=_activation_bytes(shape, load),
+            size_bytes=_activation_bytes(shape, load, device),
             how=f"{tokens:,} tokens"
             + (", layer inputs alone" if load.activation_checkpointing else ", all layers"),
         ),
@@ -255,28 +255,36 @@ def _weights(shape: ModelShape, quantization: Quantization, compute_bytes: int) 
     return [Part(name="frozen weights", size_bytes=total, how=f"{8 * width} bit")]
 
 
-def _activation_bytes(shape: ModelShape, load: Load) -> int:
-    """What the backward pass keeps, and its own workspace in one layer.
+def saved_bytes(shape: ModelShape, load: Load, *, device: str = "cuda") -> int:
+    """What the forward pass keeps for the backward pass, without checkpointing.
 
-    Per token and layer, in elements of the compute dtype unless said:
-    the adapter's inputs (2 hidden, attention output, MLP product), gate and up before and after
-    the activation (3 intermediate), q with repeated k and v (3 wide), attention output (wide), the
-    low-rank products; and the norms' inputs in float32 (2 hidden x 4 bytes).
+    Per token and layer, in elements of the compute dtype unless said: the adapters' inputs (2
+    hidden, attention output, MLP product), gate, up and the activated gate (3 intermediate), q,
+    repeated k and v, and the attention's output (4 wide), the low-rank products, and the norms'
+    inputs in float32 (2 hidden x 4 bytes). PEFT copies the input of each adapter that is not on a
+    4-bit layer under CUDA's autocast (3 hidden more). Each layer keeps the block-diagonal mask as
+    the bias that the kernel makes of it.
     """
     c = load.compute_bytes
     wide = shape.heads * shape.head_dim
-    inside = 4 * shape.intermediate + 2 * shape.hidden + 5 * wide
-    low_rank = load.rank * len(shape.linears)
-    layer = (inside + low_rank) * c + 2 * shape.hidden * 4
-    backward = (3 * shape.intermediate + 2 * shape.hidden + 3 * wide) * c
+    copies = 0 if load.quantization == "nf4" and device == "cuda" else 3
+    inside = 4 * shape.intermediate + (2 + copies) * shape.hidden + 5 * wide
+    layer = (inside + load.rank * len(shape.linears)) * c + 2 * shape.hidden * 4
     tokens = load.seq_len * load.micro_batch_size
-    # the block-diagonal mask, as bool and as the kernel's bias
-    mask = load.micro_batch_size * load.seq_len**2 * (1 + c)
+    mask = load.micro_batch_size * load.seq_len**2 * c
+    return shape.layers * (tokens * layer + mask) + tokens * shape.hidden * 4
+
+
+def _activation_bytes(shape: ModelShape, load: Load, device: str) -> int:
+    """The most that is alive in a micro-batch: what is saved, and one layer's gradients."""
+    c, wide = load.compute_bytes, shape.heads * shape.head_dim
+    tokens = load.seq_len * load.micro_batch_size
+    saved = saved_bytes(shape, load, device=device)
     if load.activation_checkpointing:
-        kept = shape.layers * shape.hidden * c + layer
-    else:
-        kept = shape.layers * layer
-    return tokens * (kept + backward) + mask
+        # inputs of all layers, and one layer that is computed again
+        saved = saved // shape.layers + tokens * shape.layers * shape.hidden * c
+    gradients = tokens * (3 * shape.intermediate + 2 * shape.hidden + 3 * wide) * c
+    return saved + gradients
 
 
 def _with_overhead(parts: list[Part], device: str) -> MemoryEstimate:

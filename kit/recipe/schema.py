@@ -58,11 +58,11 @@ class Models(Section):
 class Heldout(Section):
     """Which documents are kept from training, to measure what was learned."""
 
-    every: Positive | None = None
+    every: Annotated[int, Field(ge=2)] | None = None
     """Every n-th document in order of date (or of reading, without dates) is held out."""
     from_date: str | None = None
     """Documents of this ISO date and later are held out."""
-    share: Share | None = None
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """A random share of the documents is held out, drawn with the data seed."""
     sources: list[str] | None = None
     """Own sources whose documents are all held out."""

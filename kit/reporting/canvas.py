@@ -8,8 +8,8 @@ hashed with a fixed salt, so the same drawing gives the same bytes.
 from __future__ import annotations
 
 import io
-import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,18 +85,17 @@ class Plot:
 
 @contextmanager
 def axes_on_paper(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    with _canvas(width, height) as canvas:
-        yield canvas, canvas.add_subplot()
-
-
-@contextmanager
-def _canvas(width: float, height: float) -> Iterator[Figure]:
+    """One pair of axes in the report's style; width and height in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        # Text stays text, so the reader's fonts draw what matplotlib's own has no glyph for.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        matplotlib.rcdefaults()  # a notebook may have a style of its own
+        matplotlib.rcParams.update(_STYLE)
+        canvas = Figure(figsize=(width, height), layout="constrained")
+        yield canvas, canvas.add_subplot()
 
 
 def finished(canvas: Figure, *, name: str, group: Any, title: str, text: str) -> Plot:
@@ -137,8 +136,10 @@ def scheme(dark: bool) -> dict[str, str]:
 
 
 def colour_of(arm: str) -> str:
+    """The arm's colour on a light page."""
     return _COLOURS.get(arm, _OTHER)[0]
 
 
 def short_name(text: str) -> str:
+    """One line of at most 60 characters, as it is drawn."""
     return clean_text(text)[:60]

@@ -19,6 +19,13 @@ from kit.errors import RunDirectoryError
 from kit.reporting.lines import Line, find_line, summarize, task_infos
 from kit.runs.records import Measurement, read_jsonl, read_measurement
 
+_SWEEPS = (
+    ("cpt_weights", "residual", "cpt_weight"),
+    ("residual_ranks", "residual-lowrank", "rank"),
+    ("residual_ranks", "residual-only", "rank"),
+)
+"""(key of the recipe's study, arm, key of a line's settings)"""
+
 __all__ = ["Line", "Study", "Training", "read_study", "summarize"]
 
 
@@ -169,7 +176,8 @@ def _missing(
     control: str | None,
 ) -> list[str]:
     study = recipe.get("study", {})
-    arms = about.get("arms") or study.get("arms") or []
+    # A run says which arms it makes; stacks that a user names belong to no arm of the recipe.
+    arms = about.get("arms") or []
     measured = {line.arm for line in lines}
     absent = [arm for arm in arms if arm not in measured]
     found = []
@@ -177,19 +185,15 @@ def _missing(
         found.append(f"not measured yet: {', '.join(map(str, absent))}")
     if control and find_line(lines, control) is None:
         found.append(f"the control {control} is not measured yet, so nothing is compared")
-    asked = set(about.get("seeds") or study.get("seeds") or [])
+    asked = set(about.get("seeds") or [])
     for line in lines:
         if line.seeds and (lacking := sorted(asked - set(line.seeds))):
             numbers = ", ".join(map(str, lacking))
             found.append(f"{line.label} is not measured yet with seed {numbers}")
-    for setting, arm, key in (
-        ("cpt_weights", "residual", "cpt_weight"),
-        ("residual_ranks", "residual-lowrank", "rank"),
-        ("residual_ranks", "residual-only", "rank"),
-    ):
+    for setting, arm, key in _SWEEPS:
         there = {line.settings.get(key) for line in lines if line.arm == arm}
         wanted = [v for v in study.get(setting, []) if v != 0 and v not in there]
-        if arm in measured and wanted:
+        if arm in arms and arm in measured and wanted:
             found.append(f"{arm} is not measured yet with {key} {', '.join(map(str, wanted))}")
     under_way = sorted((folder / "stages").glob(".*.part"))
     if under_way:

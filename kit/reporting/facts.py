@@ -16,8 +16,7 @@ Facts = list[tuple[str, str]]
 def asked(study: Study) -> Facts:
     """The recipe in ten lines; what a recipe does not say is left out."""
     recipe = study.recipe
-    models, corpus, train = (_section(recipe, name) for name in ("models", "corpus", "train"))
-    lora, arms = _section(recipe, "lora"), _section(recipe, "study")
+    models, corpus = _section(recipe, "models"), _section(recipe, "corpus")
     facts = [
         ("instruct model", models.get("instruct")),
         ("base model", models.get("base")),
@@ -25,13 +24,17 @@ def asked(study: Study) -> Facts:
         ("new text", _joined(corpus.get("sources"))),
         ("held out", _heldout(corpus.get("heldout"))),
         ("general text", _joined(_section(recipe, "general").get("sources"))),
-        ("budget", _budget(train)),
-        ("learning rate", train.get("learning_rate")),
-        ("adapter", _adapter(lora)),
-        ("arms", _joined(arms.get("arms") or study.about.get("arms"))),
-        ("control", study.control or arms.get("control")),
-        ("seeds", _joined(study.about.get("seeds") or arms.get("seeds"))),
+        ("control", study.control),
     ]
+    if study.about.get("arms"):
+        train = _section(recipe, "train")
+        facts += [
+            ("arms", _joined(study.about["arms"])),
+            ("seeds", _joined(study.about.get("seeds"))),
+            ("budget", _budget(train)),
+            ("learning rate", train.get("learning_rate")),
+            ("adapter", _adapter(_section(recipe, "lora"))),
+        ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
 
 
@@ -87,6 +90,7 @@ def stack_grid(study: Study) -> Grid:
         caption="what was loaded for each arm; trained tokens are those that bore loss, per seed.",
         headers=tuple((head, "") for head in heads),
         rows=tuple(rows),
+        numeric=False,
     )
 
 

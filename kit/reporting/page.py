@@ -114,9 +114,11 @@ def _plain(value: Any) -> str:
 
 def _state(study: Study) -> str:
     about = study.about
-    if about.get("finished") and not study.missing:
+    if study.missing or (about.get("arms") and not about.get("finished")):
+        return "This run is not finished: the report is partial."
+    if about.get("finished"):
         return f"finished {about['finished']}"
-    return "This run is not finished: the report is partial."
+    return f"measured {about.get('started', 'at an unknown time')}"
 
 
 def _decisions(study: Study) -> list[str]:

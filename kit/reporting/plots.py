@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
+from zlib import crc32
 
 from kit.reporting.canvas import MARKERS, Plot, axes_on_paper, colour_of, finished, short_name
 from kit.reporting.collect import Study, Training
@@ -133,29 +134,31 @@ def loss_curves(trainings: Sequence[Training]) -> Plot | None:
 
 def energy(residuals: dict[str, dict[str, Any]]) -> Plot | None:
     """Share of the residual's Frobenius energy that each rank keeps."""
-    curves = {name: found for name, report in residuals.items() if (found := _energy(report))}
+    curves = [
+        (name, points)
+        for report in residuals.values()
+        for name, key in (("of all", "kept"), ("of the adapted layers", "kept_of_linear"))
+        if (points := _by_rank(report.get(key)))
+    ]
     if not curves:
         return None
     with axes_on_paper(4.9, 3.2) as (canvas, axes):
-        ranks = sorted({rank for points in curves.values() for rank, _ in points})
-        for name, points in curves.items():
+        for (name, points), style in zip(curves, ("o-", "s--"), strict=False):
             xs, ys = zip(*points, strict=True)
-            percent = [100 * v for v in ys]
-            axes.plot(xs, percent, "o-", color=colour_of("residual-lowrank"), label=name)
-            for x, value in zip(xs, percent, strict=True):
-                axes.annotate(
-                    f"{value:.0f} %", (x, value), (0, 7), textcoords="offset points", ha="center"
-                )
+            axes.plot(xs, ys, style, color=colour_of("residual-lowrank"), ms=5, label=name)
+        ranks = sorted({rank for _, points in curves for rank, _ in points})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
         axes.minorticks_off()
         axes.margins(x=0.1)
-        axes.set_ylim(0, 110)
-        axes.set_yticks(range(0, 101, 25))
+        axes.set_ylim(0, 100)
         axes.set_xlabel("rank of the residual")
         axes.set_ylabel("energy kept, %")
+        axes.legend(frameon=False, fontsize=8)
         spoken = "; ".join(
-            f"rank {r} keeps {100 * v:.1f} %" for points in curves.values() for r, v in points
+            f"rank {rank} keeps {share:.1f} % {name}"
+            for name, points in curves
+            for rank, share in points
         )
         return finished(
             canvas,
@@ -261,17 +264,11 @@ def _trained_arm(stage: str) -> str:
     return next((arm for start, arm in known.items() if stage.startswith(start)), "")
 
 
-def _energy(report: dict[str, Any]) -> list[tuple[int, float]]:
-    """(rank, share) pairs of a residual's report, however deep they stand."""
-    for key, value in report.items():
-        if isinstance(value, dict):
-            if "energy" in key and all(str(rank).isdigit() for rank in value):
-                pairs = [(int(r), v) for r, v in value.items() if isinstance(v, int | float)]
-                if pairs:
-                    return sorted((rank, float(v)) for rank, v in pairs)
-            if found := _energy(value):
-                return found
-    return []
+def _by_rank(shares: Any) -> list[tuple[int, float]]:
+    """(rank, per cent) pairs; JSON has made the ranks text."""
+    if not isinstance(shares, dict):
+        return []
+    return sorted((int(rank), 100 * float(share)) for rank, share in shares.items())
 
 
 def _token_ticks(value: float, _position: float) -> str:
@@ -279,4 +276,7 @@ def _token_ticks(value: float, _position: float) -> str:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """A name for ids; what it loses of the text, a checksum keeps apart."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    lost = plain != re.sub("[/_]", "-", text)
+    return f"{plain}-{crc32(text.encode('utf-8', 'replace')):x}" if lost else plain

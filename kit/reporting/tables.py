@@ -64,6 +64,8 @@ class Grid:
     headers: tuple[tuple[str, str], ...]
     """What stands above each column, and the small print under it."""
     rows: tuple[tuple[Cell, ...], ...]
+    numeric: bool = True
+    """Columns but the first hold numbers, and are set to the right."""
 
 
 def grids(lines: Sequence[Line], *, details: bool = True) -> list[Grid]:
@@ -95,6 +97,7 @@ def score_grid(lines: Sequence[Line], *, other_metrics: bool = False) -> Grid:
     seeded = _seed_note(lines)
     return _grid(
         lines,
+        infos=task_infos(lines),
         title="Other metrics" if other_metrics else "Scores",
         caption=f"estimate [95 % interval over items]; n items. {seeded}",
         draw=draw,
@@ -121,6 +124,7 @@ def difference_grid(lines: Sequence[Line]) -> Grid:
     name = control.label if control else "the control"
     return _grid(
         compared,
+        infos=task_infos(lines),
         title=f"Differences to {name}",
         caption="on the same items, shares in percentage points, [95 % interval]. better, worse: "
         "the interval excludes 0 and the p-value, adjusted for the number of lines (Holm), is "
@@ -141,6 +145,7 @@ def spread_grid(lines: Sequence[Line]) -> Grid:
 
     return _grid(
         seeded,
+        infos=task_infos(lines),
         title="Spread over seeds",
         caption="smallest .. largest score over the training seeds; the intervals above are over "
         "items and do not contain it.",
@@ -195,7 +200,9 @@ def rich_table(grid: Grid) -> Table:
         heading = Text(clean_text(above)).append(
             f"\n{clean_text(below)}" if below else "", style="dim"
         )
-        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(
+            heading, justify="right" if index and grid.numeric else "left", overflow="fold"
+        )
     for row in grid.rows:
         drawn = []
         for cell in row:
@@ -216,7 +223,7 @@ def markdown_table(grid: Grid) -> str:
         f"### {escape_markdown(grid.title)}",
         "",
         "| " + " | ".join(heads) + " |",
-        "| " + " | ".join(["---"] + ["---:"] * (len(heads) - 1)) + " |",
+        "| " + " | ".join(["---"] + ["---:" if grid.numeric else "---"] * (len(heads) - 1)) + " |",
     ]
     for row in grid.rows:
         cells = [
@@ -237,9 +244,14 @@ def _is_control(line: Line) -> bool:
 
 
 def _grid(
-    lines: Sequence[Line], *, title: str, caption: str, draw: Draw, others: bool = False
+    lines: Sequence[Line],
+    *,
+    infos: Sequence[TaskInfo],
+    title: str,
+    caption: str,
+    draw: Draw,
+    others: bool = False,
 ) -> Grid:
-    infos = task_infos(lines)
     columns = [
         (info, metric)
         for info in infos

@@ -1,10 +1,10 @@
 """A run directory: one recipe, its stages, and a done-marker in each that is finished.
 
-    run.json            the recipe's fingerprint, versions, decisions
-    recipe.yaml         the resolved recipe
-    stages/NAME/        one finished stage, with done.json written last
-    stages/.NAME.part/  one that was under way; a kill leaves it, the next run removes it
-    report.md .html     written at the end, and by `kit report`
+run.json            the recipe's fingerprint, versions, decisions
+recipe.yaml         the resolved recipe
+stages/NAME/        one finished stage, with done.json written last
+stages/.NAME.part/  one that was under way; a kill leaves it, the next run removes it
+report.md .html     written at the end, and by `kit report`
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class RunDirectory:
             RunDirectoryError: it belongs to another recipe, or is no run directory.
             RunBusyError: another process is writing in it.
         """
-        self._check_owner(fingerprint)
+        self.check_owner(fingerprint)
         self.stages.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         try:
-            self._check_owner(fingerprint)
+            self.check_owner(fingerprint)
             if not (self.root / "run.json").exists():
                 write_text(self.root / "recipe.yaml", recipe_yaml)
                 self.write_run({"fingerprint": fingerprint})
@@ -59,7 +59,12 @@ class RunDirectory:
     def stages(self) -> Path:
         return self.root / "stages"
 
-    def _check_owner(self, fingerprint: str) -> None:
+    def check_owner(self, fingerprint: str) -> None:
+        """See whether a recipe may write here, before anything is read or written.
+
+        Raises:
+            RunDirectoryError: the directory belongs to another recipe, or is no run directory.
+        """
         if not self.root.exists():
             return
         if not self.root.is_dir():

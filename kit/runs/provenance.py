@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "lora-kit torch transformers peft bitsandbytes trl datasets accelerate lm-eval numpy".split()
+    "lora-kit",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "trl",
+    "datasets",
+    "accelerate",
+    "lm-eval",
+    "numpy",
 )
 
 

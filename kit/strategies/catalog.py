@@ -1,13 +1,13 @@
 """The arms of a study: each one turns a recipe into stages.
 
-    instruct           instruct
-    base               base
-    cpt-instruct       instruct + cpt@instruct
-    cpt-base           base + cpt@base
-    residual           instruct + cpt@base * weight              exact (arXiv 2410.10739 for a LoRA)
-    residual-lowrank   base + cpt@base + residual of rank r      an approximation, to be measured
-    residual-only      base + residual of rank r * weight        the control without any new text
-    cpt-sft            base + (cpt@base, tuned on)               the classic that costs chats
+instruct           instruct
+base               base
+cpt-instruct       instruct + cpt@instruct
+cpt-base           base + cpt@base
+residual           instruct + cpt@base * weight              exact (arXiv 2410.10739 for a LoRA)
+residual-lowrank   base + cpt@base + residual of rank r      an approximation, to be measured
+residual-only      base + residual of rank r * weight        the control without any new text
+cpt-sft            base + (cpt@base, tuned on)               the classic that costs chats
 """
 
 from __future__ import annotations

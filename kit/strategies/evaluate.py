@@ -7,8 +7,10 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from kit.adapters.graft import check_modules
 from kit.adapters.stack import Stack, Weighted
 from kit.errors import RecipeError
+from kit.models.weights import Checkpoint
 from kit.progress import Progress
 from kit.recipe.read import LoadedRecipe
 from kit.reporting.page import write_report
@@ -40,8 +42,13 @@ def evaluate_stacks(
     parsed = [(text, parse_stack(text, checkpoints=study.folders)) for text in stacks]
     directory = RunDirectory(out)
     identity = fingerprint([loaded.fingerprint, list(stacks)])
+    directory.check_owner(identity)
+    study.check()
+    for _, stack in parsed:
+        adapter = stack.combined(study.folders)
+        if adapter is not None:
+            check_modules(adapter, Checkpoint(study.folders[_where(stack)]))
     with directory.opened(fingerprint=identity, recipe_yaml=loaded.resolved_yaml):
-        study.check()
         directory.write_run(
             {
                 "name": loaded.recipe.name,
@@ -84,6 +91,10 @@ def parse_stack(text: str, *, checkpoints: Collection[str]) -> Stack:
     return Stack(first, tuple(layers))
 
 
+def _where(stack: Stack) -> Where:
+    return "base" if stack.checkpoint == "base" else "instruct"
+
+
 def _measure_all(
     study: Study, directory: RunDirectory, parsed: list[tuple[str, Stack]], identity: str
 ) -> None:
@@ -96,10 +107,9 @@ def _measure_all(
             continue
         study.progress.say(label)
         started = time.monotonic()
-        where: Where = "base" if stack.checkpoint == "base" else "instruct"
         with directory.stage(name, identity) as folder:
             rows = measure_model(
-                shelf.model(where),
+                shelf.model(_where(stack)),
                 study.tokenizer("instruct"),
                 stack.combined(study.folders),
                 tasks=tasks,

@@ -20,7 +20,7 @@ from kit.strategies.study import Shelf, Study
 from kit.units import show_seconds
 
 
-def run_study(loaded: LoadedRecipe, out: Path, *, progress: Progress | None = None) -> Path:
+def run_study(loaded: LoadedRecipe, out: Path | str, *, progress: Progress | None = None) -> Path:
     """Do everything a recipe asks for, or what is left of it, and write the report.
 
     Args:
@@ -35,17 +35,18 @@ def run_study(loaded: LoadedRecipe, out: Path, *, progress: Progress | None = No
         KitError: something is wrong with the recipe, the data, the checkpoints or the directory;
             what was finished before is kept.
     """
-    progress = progress or Progress()
+    out, progress = Path(out), progress or Progress()
     study = Study(loaded.recipe, progress)
     directory = RunDirectory(out)
+    directory.check_owner(loaded.fingerprint)
+    progress.say(f"{loaded.recipe.name} in {out}")
+    for note in loaded.notes:
+        study.decide(note)
+    study.check()
     with (
         storage_errors(out),
         directory.opened(fingerprint=loaded.fingerprint, recipe_yaml=loaded.resolved_yaml),
     ):
-        progress.say(f"{loaded.recipe.name} in {out}")
-        for note in loaded.notes:
-            study.decide(note)
-        study.check()
         directory.write_run(
             {
                 "name": loaded.recipe.name,

@@ -115,9 +115,7 @@ def measure_model(
         evaluate: batch size and length.
         progress: where to say how far it is.
     """
-    engine = Engine(
-        model, tokenizer, batch_size=evaluate.batch_size, max_length=evaluate.seq_len
-    )
+    engine = Engine(model, tokenizer, batch_size=evaluate.batch_size, max_length=evaluate.seq_len)
     total = sum(len(task.item_ids) for task in tasks)
     finished: dict[str, int] = {}
     with progress.task("measure", total) as advance:

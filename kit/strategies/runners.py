@@ -151,9 +151,7 @@ def compare_pair(
 ) -> str:
     """sigma, spectrum and special tokens of the pair."""
     with counted(study.progress, "compare") as progress:
-        report = check_pair(
-            study.folders["base"], study.folders["instruct"], progress=progress
-        )
+        report = check_pair(study.folders["base"], study.folders["instruct"], progress=progress)
     write_json(folder / "report.json", report.to_dict())
     for warning in report.warnings:
         study.decide(f"warning: {warning}")

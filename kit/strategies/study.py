@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kit.data.chats import read_chats
 from kit.data.sources import DocumentSet, read_documents
 from kit.data.splits import Split, split_documents
-from kit.errors import RecipeError
+from kit.errors import DataError
 from kit.hardware import Hardware, detect
 from kit.models.chat import check_chat_template
 from kit.models.loading import dequantize, load_model, resolve_source
@@ -19,6 +20,7 @@ from kit.models.tokenizer import document_end, load_tokenizer, padding_id
 from kit.models.weights import weights_fingerprint
 from kit.progress import Progress
 from kit.recipe.schema import Recipe
+from kit.strategies.measuring import asking_tasks
 from kit.strategies.stages import Where
 from kit.units import show_bytes
 
@@ -141,9 +143,18 @@ class Study:
         Raises:
             KitError: the first thing that is wrong.
         """
-        if not self.split.train:
-            raise RecipeError("no document is left to train on", where="corpus.heldout")
+        text = sum(len(document.text.encode()) for document in self.split.train)
+        if text < self.recipe.train.seq_len:  # a token is at least a byte
+            raise DataError(
+                f"the text to learn has {text} bytes, less than one block of "
+                f"{self.recipe.train.seq_len} tokens",
+                where="corpus.sources",
+                fix="give more text, or lower train.seq_len",
+            )
         _ = self.general
+        if self.recipe.sft is not None and "cpt-sft" in self.recipe.study.arms:
+            read_chats(self.recipe.sft.sources, limit=self.recipe.sft.examples)
+        asking_tasks(self.recipe.evaluate)
         check_chat_template(self.tokenizer("instruct"))
         if "base" in self.folders:
             require_pair(self.folders["base"], self.folders["instruct"])
@@ -221,5 +232,3 @@ def _free_bytes(hardware: Hardware) -> int:
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         return hardware.memory_bytes // 2
-
-

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kit.data.sources import Document
 from kit.data.store import BlockStore, build_store
+from kit.errors import DataError
 from kit.progress import counted
 from kit.strategies.study import Study
 from kit.units import show_count
@@ -30,14 +31,17 @@ def write_text_stage(study: Study, folder: Path) -> str:
             eos_id=study.document_end,
             progress=lambda done: progress(done, len(split.train)),
         )
+    if store.ledger.tokens < recipe.train.seq_len:
+        raise DataError(
+            f"the text to learn has {store.ledger.tokens} tokens, less than one block of "
+            f"{recipe.train.seq_len}",
+            where="corpus.sources",
+            fix="give more text, or lower train.seq_len",
+        )
     for line in store.ledger.lines():
         study.decide(line)
-    _write_documents(
-        folder / HELDOUT, split.heldout, limit=recipe.evaluate.max_heldout_documents
-    )
-    _write_documents(
-        folder / GENERAL, study.general.documents, limit=recipe.general.max_documents
-    )
+    _write_documents(folder / HELDOUT, split.heldout, limit=recipe.evaluate.max_heldout_documents)
+    _write_documents(folder / GENERAL, study.general.documents, limit=recipe.general.max_documents)
     return f"{show_count(store.ledger.loss_tokens)} tokens that can bear loss"
 
 

@@ -202,7 +202,8 @@ def run_trainer(trainer: Trainer, record: StepRecord) -> TrainResult:
     seconds = time.monotonic() - started
     tokens, losses = sum(record.step_tokens[: trainer.state.global_step]), record.losses
     tail = losses[-max(1, len(losses) // 10) :]
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    model: Any = trainer.model
+    trainable = sum(int(p.numel()) for p in model.parameters() if p.requires_grad)
     return TrainResult(
         loss_tokens=tokens,
         num_steps=trainer.state.global_step,

@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from kit.adapters.attach import attach_lora
 from kit.errors import DataError
 from kit.hardware import Hardware
-from kit.models.chat import Messages, check_chat_template
+from kit.models.chat import Messages, chat_ids
 from kit.progress import Advance, silent
 from kit.training.cpt import Scheduled, run_trainer, training_arguments
 from kit.training.hooks import GradientWatch, StepRecord
@@ -73,7 +73,6 @@ def train_sft(
         DataError: no chat is short enough.
         TrainingError: a trained module gets no gradient, or the loss is no number.
     """
-    check_chat_template(tokenizer)
     rows, row_tokens = _encode(tokenizer, chats, max_length=max_length)
     order = torch.Generator().manual_seed(seed)
     picks = [
@@ -119,10 +118,7 @@ def _encode(
     """
     rows, tokens = [], []
     for chat in chats:
-        whole = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
-        prompt = tokenizer.apply_chat_template(
-            chat[:-1], add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
+        whole, prompt = chat_ids(tokenizer, chat), chat_ids(tokenizer, chat[:-1], ask=True)
         if len(whole) > max_length or whole[: len(prompt)] != prompt or len(whole) == len(prompt):
             continue
         mask = [0] * len(prompt) + [1] * (len(whole) - len(prompt))
