@@ -338,6 +338,13 @@ def test_the_same_stack_differs_by_nothing():
     assert share.verdict == "undecided" and share.difference.low < 0 < share.difference.high
 
 
+def test_many_truncated_replies_are_said(tmp_path):
+    one = measurement("base")
+    rows = tuple(replace(r, status="truncated") if r.status == "wrong" else r for r in one.rows)
+    study = read_study(write_run(tmp_path / "run", [replace(one, rows=rows)]))
+    assert any("IFEval: up to 92% of the replies were cut off" in note for note in study.notes)
+
+
 def test_counts_add_up(study):
     for line in study.lines:
         for info in TASKS:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import RunDirectoryError
-from kit.reporting.lines import Line, find_line, summarize, task_infos
+from kit.reporting.lines import Line, Score, find_line, summarize, task_infos
 from kit.runs.records import Measurement, read_jsonl, read_measurement
+
+MANY_TRUNCATED = 0.1
+"""Above this share of replies that were cut off, the report says so."""
 
 _SWEEPS = (
     ("cpt_weights", "residual", "cpt_weight"),
@@ -115,32 +118,48 @@ def read_study(run_dir: Path) -> Study:
 
 
 def comparison_notes(lines: Sequence[Line]) -> list[str]:
-    """Where two lines were not measured on the same items, or an item could not be measured."""
+    """Where lines were not measured on the same items, and what could not be measured."""
     notes = []
     for line in lines:
         for (_, metric), score in line.scores.items():
-            if metric != score.info.metrics[0]:
-                continue
-            if score.unshared:
-                shared = score.difference.n if score.difference else 0
-                notes.append(
-                    f"{line.label}, {score.info.title}: {score.unshared} items stand on one side "
-                    f"only; the difference to the control is over the {shared} that both have"
-                )
-            if score.other_prompts:
-                notes.append(
-                    f"{line.label}, {score.info.title}: {score.other_prompts} items were asked "
-                    f"with another prompt than in the control"
-                )
-            if score.left_out:
-                notes.append(
-                    f"{line.label}, {score.info.title}: {score.left_out} items could not be "
-                    f"measured with every seed and are left out"
-                )
-        for info in task_infos([*lines]):
-            if line.first(info.task) is None:
-                notes.append(f"{line.label} has no score in {info.title}")
+            if metric == score.info.metrics[0]:
+                notes += [f"{line.label}, {score.info.title}: {x}" for x in _score_notes(score)]
+    for info in task_infos(lines):
+        lacking = [line.label for line in lines if line.first(info.task) is None]
+        if lacking:
+            notes.append(f"no score in {info.title}: {', '.join(lacking)}")
+        cut = {line.label: _truncated(line, info.task) for line in lines}
+        most = max(cut, key=lambda label: cut[label])
+        if cut[most] > MANY_TRUNCATED:
+            notes.append(
+                f"{info.title}: up to {cut[most]:.0%} of the replies were cut off before they were "
+                f"right ({most}); a larger max_new_tokens may change the scores"
+            )
     return notes
+
+
+def _score_notes(score: Score) -> list[str]:
+    notes = []
+    if score.unshared:
+        shared = score.difference.n if score.difference else 0
+        notes.append(
+            f"{score.unshared} items stand on one side only; the difference to the control is "
+            f"over the {shared} that both have"
+        )
+    if score.other_prompts:
+        notes.append(
+            f"{score.other_prompts} items were asked with another prompt than in the control"
+        )
+    if score.left_out:
+        notes.append(
+            f"{score.left_out} items could not be measured with every seed and are left out"
+        )
+    return notes
+
+
+def _truncated(line: Line, task: str) -> float:
+    counts = line.counts.get(task, {})
+    return counts.get("truncated", 0) / max(1, sum(counts.values()))
 
 
 def _done_stages(stages: Path) -> list[Path]:

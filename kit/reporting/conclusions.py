@@ -31,17 +31,17 @@ class Comparison:
 
 def conclusions(study: Study) -> list[str]:
     """Plain sentences, the most important first."""
-    return [*headlines(study), *arm_by_arm(study)]
+    return [*headlines(study), *arm_by_arm(study), scope(study)]
 
 
 def headlines(study: Study) -> list[str]:
-    """The residual against the naive way, the weights of the residual, and what it all rests on."""
+    """The residual against the naive way, and how far its weight can be turned up."""
     if not study.lines:
         return ["Nothing is measured yet."]
     said = [*_against_naive(study), *_sweep(study)]
     if study.control is None:
         said.append("There is no control to compare with, so nothing is said of gains and losses.")
-    return [*said, _scope(study)]
+    return said
 
 
 def arm_by_arm(study: Study) -> list[str]:
@@ -202,7 +202,8 @@ def _best(lines: Sequence[Line], info: TaskInfo) -> Line:
     return max(lines, key=rank)
 
 
-def _scope(study: Study) -> str:
+def scope(study: Study) -> str:
+    """What the intervals are over, and what the seeds are."""
     count = len(study.seeds)
     if count == 0:
         seeds = "Nothing was trained."

@@ -12,7 +12,7 @@ import jinja2
 import kit
 from kit.reporting.canvas import scheme
 from kit.reporting.collect import Study, read_study
-from kit.reporting.conclusions import arm_by_arm, conclusions, headlines
+from kit.reporting.conclusions import arm_by_arm, conclusions, headlines, scope
 from kit.reporting.facts import (
     asked,
     ledger_facts,
@@ -80,6 +80,7 @@ def render_html(study: Study) -> str:
             version=kit.__version__,
             headlines=headlines(study),
             arms=arm_by_arm(study),
+            scope=scope(study),
             asked=asked(study),
             shown=[grid for title, grid in tables.items() if title not in folded],
             folded=[tables[title] for title in folded if title in tables],

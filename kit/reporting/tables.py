@@ -190,7 +190,7 @@ def rich_table(grid: Grid) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         title=Text(grid.title, style="bold"),
-        caption=Text(grid.caption, style="dim"),
+        caption=Text(f"{grid.caption}\n", style="dim"),
         title_justify="left",
         caption_justify="left",
         pad_edge=False,
