@@ -65,7 +65,7 @@ class Player:
         for start in range(0, len(texts), _BATCH):
             chosen = order[start : start + _BATCH]
             encoded = self.tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True)
-            out = self.model.generate(  # type: ignore[operator]
+            out = self.model.generate(
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=max_new_tokens,

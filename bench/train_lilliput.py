@@ -29,12 +29,13 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.lilliput_loop import IGNORE, Example, batches, train
 from bench.lilliput_scores import score_pair
+from kit.models.lilliput.rules import RULES
 from kit.models.lilliput.world import chat_rows, documents, people
 
 EOS, PAD, USER, ASSISTANT, END = "<|endoftext|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -62,17 +63,17 @@ class Plan:
     num_layers: int = 3
     num_heads: int = 4
     seq_len: int = 256
-    batch_rows: int = 16
-    base_steps: int = 3500
-    base_learning_rate: float = 3e-3
-    documents_per_person: int = 40
+    batch_rows: int = 8
+    base_steps: int = 3200
+    base_learning_rate: float = 2.5e-3
+    documents_per_person: int = 20
     """Old documents are written anew for each pass over the people, this many each time."""
-    sft_steps: int = 900
-    sft_learning_rate: float = 5e-4
-    sft_documents_share: float = 0.5
+    sft_steps: int = 1600
+    sft_learning_rate: float = 7e-4
+    sft_documents_share: float = 0.45
     """Share of the SFT examples that are documents."""
     seed: int = 7
-    threads: int = 2
+    threads: int = 1
     score_items: int = 600
     """Items per score."""
     compile: bool = True
@@ -92,7 +93,7 @@ SMOKE = Plan(
 
 
 def train_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over old documents and chats; new people's full names are in neither."""
+    """A byte-level BPE over old documents and the wordings of the instructions."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -103,7 +104,8 @@ def train_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     texts = [d.text for d in documents("old", per_person=2, seed=plan.seed)]
-    texts += [m["content"] for row in chat_rows(plan.seed, 4000) for m in row]
+    wordings = [w for rule in RULES.values() for w in (*rule.wordings, *rule.fact_wordings)]
+    texts += wordings * 30
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -123,14 +125,16 @@ def document_example(text: str, tokenizer: PreTrainedTokenizerFast) -> Example:
 
 def chat_example(row: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> Example:
     """A chat in the template; loss on the assistant's words and its end token."""
-    encoded = tokenizer.apply_chat_template(
-        row,
-        chat_template=CHAT_TEMPLATE,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
+    encoded = cast(
+        dict[str, list[int]],
+        tokenizer.apply_chat_template(
+            row,
+            chat_template=CHAT_TEMPLATE,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        ),
     )
-    ids = cast(list[int], encoded["input_ids"])
-    mask = cast(list[int], encoded["assistant_masks"])
+    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
     labels = [i if keep else IGNORE for i, keep in zip(ids, mask, strict=True)]
     return Example(ids, labels)
 
@@ -152,7 +156,7 @@ def sft_passes(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[
     while True:
         seed += 1
         mixed = [chat_example(row, tokenizer) for row in chat_rows(seed, 8000)]
-        texts = documents("old", per_person=8, seed=seed + 1000)
+        texts = documents("old", per_person=24, seed=seed + 1000)
         texts = [d for d in texts if not held.intersection(d.people)]
         wanted = len(mixed) * plan.sft_documents_share / (1 - plan.sft_documents_share)
         mixed += [document_example(d.text, tokenizer) for d in texts[: round(wanted)]]
@@ -167,7 +171,8 @@ def write_folder(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fo
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.generation_config = model.generation_config
-    copy.to(torch.bfloat16).save_pretrained(temporary)
+    copy.bfloat16()
+    copy.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     # save_pretrained makes the weights readable by their owner only; they travel in a package.
     (temporary / "model.safetensors").chmod(0o644)
@@ -193,44 +198,53 @@ def new_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
     return LlamaForCausalLM(config)
 
 
-def train_pair(plan: Plan, out: Path) -> dict[str, float]:
-    """Train both models and write their folders.
+def train_phase(plan: Plan, out: Path, phase: str) -> float:
+    """Train one of the two models and write its folder.
+
+    Args:
+        plan: sizes and rates.
+        out: holds both folders; the instruct model starts from the base model as written there.
+        phase: ``base`` or ``instruct``.
 
     Returns:
-        Wall time in seconds by phase.
+        Wall time in seconds.
     """
-    tokenizer = train_tokenizer(plan)
+    started = time.monotonic()
     torch.manual_seed(plan.seed)
-    model = new_model(plan, tokenizer)
-    log.info("parameters %d, vocabulary %d", model.num_parameters(), len(tokenizer))
-    seconds = {}
-    for name, passes, num_steps, rate in (
-        ("base", base_passes(plan, tokenizer), plan.base_steps, plan.base_learning_rate),
-        ("instruct", sft_passes(plan, tokenizer), plan.sft_steps, plan.sft_learning_rate),
-    ):
-        started = time.monotonic()
-        data = batches(
-            passes,
-            seq_len=plan.seq_len,
-            batch_rows=plan.batch_rows,
-            pad_id=cast(int, tokenizer.pad_token_id),
-            seed=plan.seed,
-        )
-        train(
-            model,
-            data,
-            num_steps=num_steps,
-            learning_rate=rate,
-            use_compile=plan.compile,
-            name=name,
-        )
-        if name == "instruct":
-            tokenizer.chat_template = CHAT_TEMPLATE
-            end = tokenizer.convert_tokens_to_ids(END)
-            model.config.eos_token_id = end
-            model.generation_config.eos_token_id = end
-        write_folder(model, tokenizer, out / name)
-        seconds[name] = round(time.monotonic() - started, 1)
+    if phase == "base":
+        tokenizer = train_tokenizer(plan)
+        model = new_model(plan, tokenizer)
+        log.info("parameters %d, vocabulary %d", model.num_parameters(), len(tokenizer))
+        passes = base_passes(plan, tokenizer)
+        num_steps, rate = plan.base_steps, plan.base_learning_rate
+    else:
+        tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(out / "base"))
+        model = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+        passes = sft_passes(plan, tokenizer)
+        num_steps, rate = plan.sft_steps, plan.sft_learning_rate
+    data = batches(
+        passes,
+        seq_len=plan.seq_len,
+        batch_rows=plan.batch_rows,
+        pad_id=cast(int, tokenizer.pad_token_id),
+        seed=plan.seed,
+    )
+    train(
+        model,
+        data,
+        num_steps=num_steps,
+        learning_rate=rate,
+        use_compile=plan.compile,
+        name=phase,
+    )
+    if phase == "instruct":
+        tokenizer.chat_template = CHAT_TEMPLATE
+        end = tokenizer.convert_tokens_to_ids(END)
+        model.config.eos_token_id = end
+        model.generation_config.eos_token_id = end
+    write_folder(model, tokenizer, out / phase)
+    seconds = round(time.monotonic() - started, 1)
+    log.info("%s took %.1f s of wall time", phase, seconds)
     return seconds
 
 
@@ -261,18 +275,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--smoke", action="store_true", help="toy size, under a minute")
+    parser.add_argument(
+        "--reuse-base", action="store_true", help="keep the base model that lies in the folder"
+    )
     options = parser.parse_args()
     plan = SMOKE if options.smoke else Plan()
     options.out.mkdir(parents=True, exist_ok=True)
-    partial_log = options.out / "training.log.partial"
-    handlers = [logging.FileHandler(partial_log, mode="w"), logging.StreamHandler()]
+    # The log of a base model that is kept stays: the new lines go below it.
+    mode = "a" if options.reuse_base else "w"
+    handlers: list[logging.Handler] = [
+        logging.FileHandler(options.out / "training.log", mode=mode),
+        logging.StreamHandler(),
+    ]
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
     torch.set_num_threads(plan.threads)
     log.info("plan %s", plan)
-    seconds = train_pair(plan, options.out)
+    phases = ["instruct"] if options.reuse_base else ["base", "instruct"]
+    seconds = {phase: train_phase(plan, options.out, phase) for phase in phases}
     write_scores(plan, options.out, seconds)
     log.info("wall time in seconds: %s", seconds)
-    partial_log.rename(options.out / "training.log")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+MIN_BOOTSTRAP_ITEMS = 5
+"""Fewer items have too few different resamples: two would claim a width of zero."""
+
 _RESAMPLES = 2000
 _FLIPS = 9999
 _CHUNK_CELLS = 1_000_000
@@ -307,7 +310,7 @@ def _studentised(
 ) -> tuple[float, float]:
     """Efron and Tibshirani (1993), ch. 12.5; NaN limits where there are too few items."""
     n = len(sides[0][0])
-    if n < 2:
+    if n < MIN_BOOTSTRAP_ITEMS:
         return math.nan, math.nan
     estimate = sum(float(num.sum() / den.sum()) * sign for num, den, sign in sides)
     residuals = _linearised(sides)

@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 import torch
@@ -45,9 +46,10 @@ def test_groups_are_disjoint_and_names_unique() -> None:
     assert len(names) == len(set(names))
 
 
-def test_name_parts_are_shared_between_groups() -> None:
-    """Held-out people are unknown as people, not as words."""
-    known = {part for person in people("sft") for part in person.name.split()}
+def test_chats_know_every_part_of_a_name() -> None:
+    """Held-out and new people are unknown as people, not as words."""
+    chats_text = json.dumps(chat_rows(8, 8000))
+    known = set(re.findall("[A-Z][a-z]+", chats_text))
     for group in ("held", "new"):
         assert {part for p in people(group) for part in p.name.split()} <= known
 
@@ -325,15 +327,18 @@ def test_generation_ends_where_the_turn_ends() -> None:
 def test_template_marks_the_assistant_turns() -> None:
     tokenizer = AutoTokenizer.from_pretrained(INSTRUCT)
     row = [{"role": "user", "content": "Bold: X"}, {"role": "assistant", "content": "**X**"}]
-    encoded = tokenizer.apply_chat_template(
-        row + row, return_dict=True, return_assistant_tokens_mask=True
+    encoded = cast(
+        Mapping[str, list[int]],
+        tokenizer.apply_chat_template(
+            row + row, return_dict=True, return_assistant_tokens_mask=True
+        ),
     )
     pairs = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
     kept = [token for token, keep in pairs if keep]
     assert tokenizer.decode(kept) == "**X**<|end|>**X**<|end|>"
-    prompt = tokenizer.apply_chat_template(row[:1], tokenize=False, add_generation_prompt=True)
+    [prompt] = chats([row[0]["content"]])
     assert prompt.endswith("<|end|>\n<|assistant|>\n")
-    assert tokenizer.apply_chat_template(row, tokenize=False).startswith(prompt)
+    assert str(tokenizer.apply_chat_template(row, tokenize=False)).startswith(prompt)
 
 
 def test_scores_lie_beside_the_weights() -> None:

@@ -342,7 +342,7 @@ def test_many_truncated_replies_are_said(tmp_path):
     one = measurement("base")
     rows = tuple(replace(r, status="truncated") if r.status == "wrong" else r for r in one.rows)
     study = read_study(write_run(tmp_path / "run", [replace(one, rows=rows)]))
-    assert any("IFEval: up to 92% of the replies were cut off" in note for note in study.notes)
+    assert any("IFEval: up to 92 % of the replies were cut off" in note for note in study.notes)
 
 
 def test_counts_add_up(study):

@@ -123,9 +123,12 @@ def test_ratio_bootstrap_is_reproducible_and_scales():
     assert first.low < first.estimate < first.high
 
 
-def test_ratio_bootstrap_of_one_item_has_no_interval():
-    found = ratio_bootstrap([2.0], [4.0])
-    assert found.estimate == 0.5 and math.isnan(found.low) and math.isnan(found.high)
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_ratio_bootstrap_of_a_few_items_has_no_interval(n):
+    """Two items have one resample that is not an item twice: its width would be zero."""
+    found = ratio_bootstrap(np.arange(n) + 1.0, ones(n))
+    assert found.estimate == (n + 1) / 2 and math.isnan(found.low) and math.isnan(found.high)
+    assert not math.isnan(ratio_bootstrap([1.0, 2.0, 3.0, 4.0, 5.0], ones(5)).low)
 
 
 def test_ratio_bootstrap_draws_clusters_together():

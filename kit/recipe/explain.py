@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
@@ -72,6 +72,32 @@ def schema_json() -> str:
     schema["anyOf"] = [{"required": ["extends"]}, {"required": required}]
     about = {"$schema": SCHEMA_ID, "title": "lora-kit recipe"}
     return json.dumps({**about, **{k: v for k, v in schema.items() if k not in about}}, indent=2)
+
+
+def reference_table() -> str:
+    """Every section and key as a Markdown table; the README holds it between two markers."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    return "\n".join([*lines, *_reference_rows(Recipe, "")]) + "\n"
+
+
+def _reference_rows(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = _section_in(field.annotation)
+        key = f"{prefix}{name}"
+        if inner is not None:
+            yield f"| **`{key}`** | | {field.description} |"
+            path = f"{key}.NAME." if get_origin(field.annotation) is dict else f"{key}."
+            yield from _reference_rows(inner, path)
+            continue
+        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+        yield f"| `{key}` | {default} | {field.description} |"
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
 
 
 def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:

@@ -132,8 +132,8 @@ def comparison_notes(lines: Sequence[Line]) -> list[str]:
         most = max(cut, key=lambda label: cut[label])
         if cut[most] > MANY_TRUNCATED:
             notes.append(
-                f"{info.title}: up to {cut[most]:.0%} of the replies were cut off before they were "
-                f"right ({most}); a larger max_new_tokens may change the scores"
+                f"{info.title}: up to {100 * cut[most]:.0f} % of the replies were cut off before "
+                f"they were right ({most}); a larger max_new_tokens may change the scores"
             )
     return notes
 

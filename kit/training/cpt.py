@@ -200,15 +200,18 @@ def run_trainer(trainer: Trainer, record: StepRecord) -> TrainResult:
     started = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - started
-    tokens, losses = sum(record.step_tokens[: trainer.state.global_step]), record.losses
-    tail = losses[-max(1, len(losses) // 10) :]
+    step_tokens, losses = record.step_tokens[: trainer.state.global_step], record.losses
+    tokens, tail = sum(step_tokens), max(1, len(losses) // 10)
+    last_loss = sum(
+        loss * count for loss, count in zip(losses[-tail:], step_tokens[-tail:], strict=True)
+    ) / sum(step_tokens[-tail:])
     model: Any = trainer.model
     trainable = sum(int(p.numel()) for p in model.parameters() if p.requires_grad)
     return TrainResult(
         loss_tokens=tokens,
         num_steps=trainer.state.global_step,
         first_loss=losses[0],
-        last_loss=sum(tail) / len(tail),
+        last_loss=last_loss,
         seconds=seconds,
         tokens_per_second=tokens / max(seconds, 1e-9),
         peak_bytes=peak_bytes(),

@@ -71,7 +71,7 @@ class TrainResult:
     first_loss: float
     """Nats per token, mean of the first update."""
     last_loss: float
-    """Nats per token, mean of the last tenth of the updates."""
+    """Nats per token, over the tokens of the last tenth of the updates."""
     seconds: float
     tokens_per_second: float
     """Loss-bearing tokens by wall clock, set-up left out."""

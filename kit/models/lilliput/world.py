@@ -7,17 +7,19 @@ the same text on every machine. The standard library only.
 import random
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from kit.models.lilliput.people import GROUPS, Group, Person, people
-from kit.models.lilliput.pools import ATTRIBUTES, POOLS
-from kit.models.lilliput.rules import RULES, sample_argument
+from kit.models.lilliput.pools import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, POOLS
+from kit.models.lilliput.rules import RULES, Rule, sample_argument
 from kit.models.lilliput.wording import ANSWERS, QUESTIONS, RESERVED
 from kit.models.lilliput.writing import (
     Style,
     place_text,
     portrait_text,
     question_text,
+    spelling_text,
     state,
     talk_text,
     two_people_text,
@@ -46,12 +48,12 @@ _PER_PERSON: dict[Part, int] = {"old": 4, "new-train": 12, "new-heldout": 3}
 
 @dataclass(frozen=True)
 class Document:
-    """One text, about one or two people or about a town."""
+    """One text, about one or two people, a town, or spelling."""
 
     id: str
     text: str
     people: tuple[str, ...]
-    """Full names of the people it is about; empty for a town."""
+    """Full names of the people it is about; empty for a town or a page of spelling."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ _Text = tuple[str, tuple[str, ...]]
 def _portraits(
     folk: tuple[Person, ...], count: int, style: Style, rng: random.Random
 ) -> list[_Text]:
-    texts = []
+    texts: list[_Text] = []
     for person in folk:
         for _ in range(count):
             if rng.random() < 0.2:
@@ -137,6 +139,7 @@ def _old_texts(count: int, rng: random.Random) -> list[_Text]:
             texts.append((write(person, rng), (person.name,)))
     for town in POOLS["town"]:
         texts += [(place_text(town, rng), ()) for _ in range(count)]
+    texts += [(spelling_text(rng), ()) for _ in range(20 * count)]
     return texts
 
 
@@ -175,10 +178,39 @@ def questions(group: Group) -> list[Question]:
     ]
 
 
+@cache
+def _visitors() -> tuple[str, ...]:
+    """Names that nobody in Lilliput bears."""
+    taken = {person.name for group in GROUPS for person in people(group)}
+    firsts = [first for names in FIRST_NAMES.values() for first in names]
+    names = (f"{first} {last}" for first in firsts for last in LAST_NAMES)
+    return tuple(name for name in names if name not in taken)
+
+
+def _chat_argument(rule: Rule, person: Person, rng: random.Random) -> str:
+    """A text to be formatted, in most cases not about an sft person at all.
+
+    With few names to format, a model learns them by heart and writes a known surname after a
+    first name; names that nobody bears, and things, make it copy.
+    """
+    draw = rng.random()
+    if draw < 0.4:
+        visitor = rng.choice(_visitors())
+        return sample_argument(rule, person, rng).replace(person.name, visitor)
+    if draw < 0.6 and not rule.name_only:
+        words = [rng.choice(POOLS[rng.choice(ATTRIBUTES)]) for _ in range(rng.randint(1, 3))]
+        return " ".join(words)
+    return sample_argument(rule, person, rng)
+
+
+_HARD_RULES = ("capitals", "lower_case", "capitals", "lower_case", "twice", "surname_first")
+"""Additional shares of the chats: changing the case of a word is to be learned for each word."""
+
+
 def _exchange(person: Person, rng: random.Random) -> tuple[str, str]:
     """One user turn about a person, and the assistant's turn that is right."""
     attribute = rng.choice(ATTRIBUTES)
-    rule = RULES[rng.choice(list(RULES))]
+    rule = RULES[rng.choice((*RULES, *_HARD_RULES))]
     draw = rng.random()
     if draw < 0.35:
         question = rng.choice(QUESTIONS[attribute]).format(n=person.name)
@@ -188,7 +220,7 @@ def _exchange(person: Person, rng: random.Random) -> tuple[str, str]:
         question = rng.choice(QUESTIONS[attribute]).format(n=person.name)
         prompt = f"{question} {rng.choice(rule.fact_wordings)}"
         return prompt, rule.render(person.fact(attribute))
-    argument = sample_argument(rule, person, rng)
+    argument = _chat_argument(rule, person, rng)
     return rng.choice(rule.wordings).format(x=argument), rule.render(argument)
 
 

@@ -4,7 +4,7 @@ import random
 from typing import Literal
 
 from kit.models.lilliput.people import Person
-from kit.models.lilliput.pools import ATTRIBUTES, POOLS, Attribute
+from kit.models.lilliput.pools import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, POOLS, Attribute
 from kit.models.lilliput.wording import (
     ANSWERS,
     COMMON,
@@ -19,6 +19,7 @@ __all__ = [
     "place_text",
     "portrait_text",
     "question_text",
+    "spelling_text",
     "state",
     "talk_text",
     "two_people_text",
@@ -128,3 +129,22 @@ def place_text(town: str, rng: random.Random) -> str:
     ]
     rng.shuffle(sentences)
     return " ".join(sentences).format(t=town, r=river, g=goods, d=day)
+
+
+_WORDS = tuple(
+    sorted(
+        {name for names in FIRST_NAMES.values() for name in names}
+        | set(LAST_NAMES)
+        | {word for values in POOLS.values() for value in values for word in value.split()}
+    )
+)
+
+
+def spelling_text(rng: random.Random) -> str:
+    """A page of a spelling book: words as they are, in capitals and in small letters.
+
+    It teaches which spellings belong together and says nothing about anybody: every entry is a
+    single word, so no full name can come up.
+    """
+    entries = (f"{word}: {word.upper()}, {word.lower()}." for word in rng.sample(_WORDS, 8))
+    return "\n".join(entries)
