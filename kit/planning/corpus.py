@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.data.sources import Document, read_documents
-from kit.data.splits import split_documents
+from kit.data.sources import Document, DocumentSet, read_documents
+from kit.data.splits import Split, split_documents
 from kit.data.tokens import tokenize_documents
 from kit.errors import CheckpointError, DataError
-from kit.recipe.schema import Recipe
+from kit.recipe.schema import Corpus, Recipe
 
 BYTES_PER_TOKEN = 4.3
 """Of English text with a vocabulary of 50k to 150k words; other scripts need more tokens."""
@@ -79,6 +79,37 @@ def _override(missing: str) -> str:
     return f"{key}='[PATH]'" if key.endswith("sources") else f"{key}=PATH"
 
 
+def read_corpus(section: Corpus) -> tuple[DocumentSet, Split]:
+    """Everything that a recipe's corpus names, and the same in two: to learn, and held out.
+
+    Raises:
+        DataError: the text cannot be read or split.
+    """
+    heldout = section.heldout
+    found = read_documents(
+        section.sources,
+        text_field=section.text_field,
+        date_field=section.date_field,
+        from_date=section.from_date,
+        bad_utf8=section.bad_utf8,
+    )
+    apart = None
+    if heldout.sources:
+        apart = read_documents(
+            heldout.sources,
+            text_field=section.text_field,
+            date_field=section.date_field,
+            bad_utf8=section.bad_utf8,
+        ).documents
+    return found, split_documents(
+        found.documents,
+        every=heldout.every,
+        from_date=heldout.from_date,
+        share=heldout.share,
+        heldout_documents=apart,
+    )
+
+
 def count_corpus(recipe: Recipe, *, tokenizer_file: Path | None = None) -> CorpusCount | None:
     """Read and split the corpus as a run does, and count its tokens.
 
@@ -93,31 +124,10 @@ def count_corpus(recipe: Recipe, *, tokenizer_file: Path | None = None) -> Corpu
         DataError: files are missing, or the text cannot be read or split.
     """
     check_files(recipe)
-    section, heldout = recipe.corpus, recipe.corpus.heldout
-    if any(s.startswith("hub:") for s in [*section.sources, *(heldout.sources or [])]):
+    section = recipe.corpus
+    if any(s.startswith("hub:") for s in [*section.sources, *(section.heldout.sources or [])]):
         return None
-    documents = read_documents(
-        section.sources,
-        text_field=section.text_field,
-        date_field=section.date_field,
-        from_date=section.from_date,
-        bad_utf8=section.bad_utf8,
-    ).documents
-    apart = None
-    if heldout.sources:
-        apart = read_documents(
-            heldout.sources,
-            text_field=section.text_field,
-            date_field=section.date_field,
-            bad_utf8=section.bad_utf8,
-        ).documents
-    split = split_documents(
-        documents,
-        every=heldout.every,
-        from_date=heldout.from_date,
-        share=heldout.share,
-        heldout_documents=apart,
-    )
+    _, split = read_corpus(section)
     tokens, how = count_tokens(split.train, tokenizer_file=tokenizer_file)
     return CorpusCount(
         documents=len(split.train),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kit.data.chats import read_chats
 from kit.data.sources import DocumentSet, read_documents
-from kit.data.splits import Split, split_documents
+from kit.data.splits import Split
 from kit.errors import DataError
 from kit.hardware import Hardware, detect
 from kit.models.chat import check_chat_template
@@ -18,6 +18,7 @@ from kit.models.loading import dequantize, load_model, resolve_source
 from kit.models.pair_check import require_pair
 from kit.models.tokenizer import document_end, load_tokenizer, padding_id
 from kit.models.weights import weights_fingerprint
+from kit.planning.corpus import read_corpus
 from kit.progress import Progress
 from kit.recipe.schema import Recipe
 from kit.strategies.measuring import asking_tasks
@@ -102,35 +103,14 @@ class Study:
         return pad
 
     @cached_property
-    def corpus(self) -> DocumentSet:
-        section = self.recipe.corpus
-        return read_documents(
-            section.sources,
-            text_field=section.text_field,
-            date_field=section.date_field,
-            from_date=section.from_date,
-            bad_utf8=section.bad_utf8,
-        )
+    def corpus(self) -> tuple[DocumentSet, Split]:
+        """The new text, and the same in two: to train on, and held out."""
+        return read_corpus(self.recipe.corpus)
 
-    @cached_property
+    @property
     def split(self) -> Split:
-        """The corpus in two: to train on, and held out."""
-        section, heldout = self.recipe.corpus, self.recipe.corpus.heldout
-        apart = None
-        if heldout.sources:
-            apart = read_documents(
-                heldout.sources,
-                text_field=section.text_field,
-                date_field=section.date_field,
-                bad_utf8=section.bad_utf8,
-            ).documents
-        return split_documents(
-            self.corpus.documents,
-            every=heldout.every,
-            from_date=heldout.from_date,
-            share=heldout.share,
-            heldout_documents=apart,
-        )
+        """The corpus in two."""
+        return self.corpus[1]
 
     @cached_property
     def general(self) -> DocumentSet:

@@ -19,7 +19,7 @@ BLOCKS, HELDOUT, GENERAL = "blocks", "heldout.jsonl", "general.jsonl"
 def write_text_stage(study: Study, folder: Path) -> str:
     """Pack the training documents, and write down those to measure; says what came out."""
     recipe, split = study.recipe, study.split
-    for line in [*study.corpus.lines(), *split.lines()]:
+    for line in [*study.corpus[0].lines(), *split.lines()]:
         study.decide(line)
     with counted(study.progress, "tokenise") as progress:
         store = build_store(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +115,7 @@ def train_cpt(
     seq_len = int(dataset[0]["input_ids"].shape[0])
     accumulation = batch.accumulation(seq_len)
     step_tokens = _tokens_per_update(row_tokens, batch.micro_batch_size * accumulation)
-    peft_model = attach_lora(
-        model,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        rslora=lora.rslora,
-        dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        seed=seed,
-    )
+    peft_model = attach_lora(model, seed=seed, **asdict(lora))
     record = StepRecord(out / "metrics.jsonl", step_tokens=step_tokens, advance=advance)
     with tempfile.TemporaryDirectory(prefix="kit-trainer-") as scratch:
         arguments = training_arguments(

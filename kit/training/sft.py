@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -147,15 +148,7 @@ def _adapter(
     if start_from is not None:
         torch.manual_seed(seed)
         return PeftModel.from_pretrained(model, str(start_from), is_trainable=True)
-    return attach_lora(
-        model,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        rslora=lora.rslora,
-        dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        seed=seed,
-    )
+    return attach_lora(model, seed=seed, **asdict(lora))
 
 
 def _trainer(
