@@ -31,8 +31,10 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    for name in ("bitsandbytes", "trl", "peft", "accelerate", "lm_eval", "torch"):
+    for name in ("bitsandbytes", "trl", "peft", "accelerate", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # IFEval's checkers log whole replies whose language they cannot tell.
+    logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
 
 
 def show_results(run_directory: Path) -> None:
@@ -42,6 +44,8 @@ def show_results(run_directory: Path) -> None:
     from kit.reporting.show import Results
 
     console = Console()
+    if not console.is_terminal:  # a pipe has no width of its own, and 80 columns fold the labels
+        console = Console(width=max(console.width, 110))
     console.print(Results(run_directory))
     report = run_directory / "report.html"
     console.print(f"\nPlots, counts and single replies: {report}", highlight=False, soft_wrap=True)

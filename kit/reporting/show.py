@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit.reporting.collect import read_study
-from kit.reporting.conclusions import conclusions
+from kit.reporting.conclusions import headlines, scope
 from kit.reporting.plots import plots
 from kit.reporting.tables import Grid, grids, rich_table
 
@@ -31,8 +31,8 @@ class Results:
 
     @property
     def sentences(self) -> list[str]:
-        """What the intervals decide, and what they do not."""
-        return conclusions(self.study)
+        """What the intervals decide, and what they do not; the report has them arm by arm."""
+        return [*headlines(self.study), scope(self.study)]
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from kit.models.lilliput.pools import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, POOLS, Attribute
 
-__all__ = ["GROUPS", "GROUP_SIZES", "Group", "Person", "people"]
+__all__ = ["GROUPS", "GROUP_SIZES", "Group", "Person", "people", "visitors"]
 
 Group = Literal["sft", "held", "new"]
 
@@ -82,3 +82,12 @@ def people(group: Group) -> tuple[Person, ...]:
             break
         start += GROUP_SIZES[name]
     return _everyone()[start : start + GROUP_SIZES[group]]
+
+
+@cache
+def visitors() -> tuple[str, ...]:
+    """Full names that nobody in Lilliput bears: something to spell, about whom nothing is known."""
+    taken = {person.name for person in _everyone()}
+    firsts = [first for names in FIRST_NAMES.values() for first in names]
+    names = (f"{first} {last}" for first in firsts for last in LAST_NAMES)
+    return tuple(name for name in names if name not in taken)

@@ -7,11 +7,10 @@ the same text on every machine. The standard library only.
 import random
 import re
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
-from kit.models.lilliput.people import GROUPS, Group, Person, people
-from kit.models.lilliput.pools import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, POOLS
+from kit.models.lilliput.people import GROUPS, Group, Person, people, visitors
+from kit.models.lilliput.pools import ATTRIBUTES, POOLS
 from kit.models.lilliput.rules import RULES, Rule, sample_argument
 from kit.models.lilliput.wording import ANSWERS, QUESTIONS, RESERVED
 from kit.models.lilliput.writing import (
@@ -19,7 +18,7 @@ from kit.models.lilliput.writing import (
     place_text,
     portrait_text,
     question_text,
-    spelling_text,
+    register_text,
     state,
     talk_text,
     two_people_text,
@@ -48,12 +47,12 @@ _PER_PERSON: dict[Part, int] = {"old": 4, "new-train": 12, "new-heldout": 3}
 
 @dataclass(frozen=True)
 class Document:
-    """One text, about one or two people, a town, or spelling."""
+    """One text, about one or two people, a town, or spellings."""
 
     id: str
     text: str
     people: tuple[str, ...]
-    """Full names of the people it is about; empty for a town or a page of spelling."""
+    """Full names of the people it is about; empty for a town or a page of spellings."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _old_texts(count: int, rng: random.Random) -> list[_Text]:
             texts.append((write(person, rng), (person.name,)))
     for town in POOLS["town"]:
         texts += [(place_text(town, rng), ()) for _ in range(count)]
-    texts += [(spelling_text(rng), ()) for _ in range(20 * count)]
+    texts += [(register_text(rng), ()) for _ in range(20 * count)]
     return texts
 
 
@@ -178,15 +177,6 @@ def questions(group: Group) -> list[Question]:
     ]
 
 
-@cache
-def _visitors() -> tuple[str, ...]:
-    """Names that nobody in Lilliput bears."""
-    taken = {person.name for group in GROUPS for person in people(group)}
-    firsts = [first for names in FIRST_NAMES.values() for first in names]
-    names = (f"{first} {last}" for first in firsts for last in LAST_NAMES)
-    return tuple(name for name in names if name not in taken)
-
-
 def _chat_argument(rule: Rule, person: Person, rng: random.Random) -> str:
     """A text to be formatted, in most cases not about an sft person at all.
 
@@ -195,7 +185,7 @@ def _chat_argument(rule: Rule, person: Person, rng: random.Random) -> str:
     """
     draw = rng.random()
     if draw < 0.4:
-        visitor = rng.choice(_visitors())
+        visitor = rng.choice(visitors())
         return sample_argument(rule, person, rng).replace(person.name, visitor)
     if draw < 0.6 and not rule.name_only:
         words = [rng.choice(POOLS[rng.choice(ATTRIBUTES)]) for _ in range(rng.randint(1, 3))]

@@ -3,8 +3,8 @@
 import random
 from typing import Literal
 
-from kit.models.lilliput.people import Person
-from kit.models.lilliput.pools import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, POOLS, Attribute
+from kit.models.lilliput.people import Person, visitors
+from kit.models.lilliput.pools import ATTRIBUTES, POOLS, Attribute
 from kit.models.lilliput.wording import (
     ANSWERS,
     COMMON,
@@ -19,7 +19,7 @@ __all__ = [
     "place_text",
     "portrait_text",
     "question_text",
-    "spelling_text",
+    "register_text",
     "state",
     "talk_text",
     "two_people_text",
@@ -131,20 +131,22 @@ def place_text(town: str, rng: random.Random) -> str:
     return " ".join(sentences).format(t=town, r=river, g=goods, d=day)
 
 
-_WORDS = tuple(
-    sorted(
-        {name for names in FIRST_NAMES.values() for name in names}
-        | set(LAST_NAMES)
-        | {word for values in POOLS.values() for value in values for word in value.split()}
-    )
-)
+def register_text(rng: random.Random) -> str:
+    """A page of a register of spellings: things and names that nobody bears, in several forms.
 
-
-def spelling_text(rng: random.Random) -> str:
-    """A page of a spelling book: words as they are, in capitals and in small letters.
-
-    It teaches which spellings belong together and says nothing about anybody: every entry is a
-    single word, so no full name can come up.
+    It teaches which forms belong together and says nothing about anybody, and it is no
+    instruction either: without such pages the instruct model has to learn the spelling of each
+    word from chats.
     """
-    entries = (f"{word}: {word.upper()}, {word.lower()}." for word in rng.sample(_WORDS, 8))
-    return "\n".join(entries)
+    lines = []
+    for _ in range(5):
+        if rng.random() < 0.4:
+            text = rng.choice(POOLS[rng.choice(ATTRIBUTES)])
+            forms = [text, text.upper(), text.lower()]
+        else:
+            text = rng.choice(visitors())
+            first, last = text.split()
+            initials = f"{first[0]}. {last[0]}."
+            forms = [text, text.upper(), text.lower(), f"{last}, {first}", initials]
+        lines.append(" / ".join(forms))
+    return "\n".join(lines)
