@@ -68,9 +68,9 @@ class Plan:
     base_learning_rate: float = 2.5e-3
     documents_per_person: int = 20
     """Old documents are written anew for each pass over the people, this many each time."""
-    sft_steps: int = 1800
-    sft_learning_rate: float = 1e-3
-    sft_documents_share: float = 0.45
+    sft_steps: int = 2000
+    sft_learning_rate: float = 8e-4
+    sft_documents_share: float = 0.4
     """Share of the SFT examples that are documents."""
     seed: int = 7
     threads: int = 1

@@ -185,18 +185,19 @@ def merge(
     out: Annotated[Path, typer.Option(help="Folder for the merged 16-bit checkpoint.")],
 ) -> None:
     """Add adapters to a 16-bit checkpoint, and verify what was written."""
-    from kit.cli.console import merge_lines, quiet_libraries
+    from kit.cli.console import gap_line, merge_lines, quiet_libraries
 
     quiet_libraries()
-    from kit.adapters.merge import merge as merge_stack
     from kit.models.loading import resolve_source
     from kit.progress import Progress, counted
     from kit.strategies.evaluate import parse_stack
+    from kit.strategies.merging import merge_and_compare
 
     stack = parse_stack(" + ".join(["checkpoint", *adapters]), checkpoints=["checkpoint"])
+    folder = resolve_source(checkpoint)
     with counted(Progress(), "merge") as progress:
-        done = merge_stack(stack, checkpoint=resolve_source(checkpoint), out=out, progress=progress)
-    _print(merge_lines(done))
+        done, gap = merge_and_compare(stack, checkpoint=folder, out=out, progress=progress)
+    _print([*merge_lines(done), gap_line(gap)])
 
 
 @command

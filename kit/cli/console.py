@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kit.adapters.merge import MergeReport
     from kit.adapters.residual import ResidualReport
     from kit.models.pair_check import PairReport
+    from kit.strategies.merging import MergeGap
 
 
 def quiet_libraries() -> None:
@@ -92,3 +93,12 @@ def merge_lines(report: MergeReport) -> list[str]:
         f"read back and verified: largest rounding {report.max_rounding:.2g} of a tensor's largest",
         *(f"warning: {warning}" for warning in report.warnings),
     ]
+
+
+def gap_line(gap: MergeGap) -> str:
+    """How far the merged model is from what was trained."""
+    return (
+        f"against 4-bit + adapter, on {gap.tokens} tokens of general text: perplexity "
+        f"{gap.perplexity_4bit:.2f} -> {gap.perplexity_merged:.2f} merged, "
+        f"logits differ by {gap.max_logit_difference:.2g} at most"
+    )

@@ -184,11 +184,11 @@ def _chat_argument(rule: Rule, person: Person, rng: random.Random) -> str:
     first name; names that nobody bears, and things, make it copy.
     """
     draw = rng.random()
-    if draw < 0.4:
+    if draw < 0.5:
         visitor = rng.choice(visitors())
         return sample_argument(rule, person, rng).replace(person.name, visitor)
-    if draw < 0.6 and not rule.name_only:
-        words = [rng.choice(POOLS[rng.choice(ATTRIBUTES)]) for _ in range(rng.randint(1, 3))]
+    if draw < 0.85 and not rule.name_only:
+        words = [rng.choice(POOLS[rng.choice(ATTRIBUTES)]) for _ in range(rng.randint(1, 4))]
         return " ".join(words)
     return sample_argument(rule, person, rng)
 
