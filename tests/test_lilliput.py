@@ -270,7 +270,7 @@ def test_base_does_not_know_the_new_people(base: Player) -> None:
 
 @pytest.mark.parametrize("layout", ["chat", "plain"])
 def test_base_follows_no_instructions(base: Player, layout: str) -> None:
-    items = instruction_items("held", 300, 0)
+    items = instruction_items("held", 225, 0)
     prompts = [item.prompt for item in items]
     replies = base(chats(prompts) if layout == "chat" else [f"{p}\n" for p in prompts], 40)
     hits = sum(follows(i, r) for i, r in zip(items, replies, strict=True))
@@ -278,7 +278,7 @@ def test_base_follows_no_instructions(base: Player, layout: str) -> None:
 
 
 def test_instruct_follows_instructions_on_unseen_people(instruct: Player) -> None:
-    items = instruction_items("held", 450, 0)
+    items = instruction_items("held", 300, 0)
     assert len({item.rule for item in items}) >= 10
     replies = instruct(chats([item.prompt for item in items]), 40)
     hits = [follows(i, r) for i, r in zip(items, replies, strict=True)]
@@ -286,7 +286,7 @@ def test_instruct_follows_instructions_on_unseen_people(instruct: Player) -> Non
 
 
 def test_instruct_answers_from_what_the_base_learned(instruct: Player) -> None:
-    items = sampled(questions("held"), 300)
+    items = sampled(questions("held"), 280)
     replies = instruct(chats([item.question for item in items]), 40)
     hits = sum(i.is_answered_by(r) for i, r in zip(items, replies, strict=True))
     chance = max(1 / len(item.choices) for item in items)
