@@ -29,8 +29,8 @@ def test_every_command_that_it_names_is_there():
     commands = set(typer.main.get_command(app).commands)
     named = set(re.findall(r"^kit +([a-z]+)", README, re.M)) | {"quickstart"}
     assert named <= commands
-    issue = "quickstart run plan pair evaluate residual merge report recipes schema doctor"
-    assert commands == set(issue.split())
+    documented = "quickstart run plan pair evaluate residual merge report recipes schema doctor"
+    assert commands == set(documented.split())
 
 
 def test_every_recipe_that_it_names_is_there():

@@ -60,6 +60,16 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
                 "kit: stopped; finished stages are kept. Run the same command to go on.", err=True
             )
             raise typer.Exit(130) from None
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be loaded
+                raise
+            typer.echo(
+                f"kit: out of memory: {error}\n  what to do: lower train.micro_batch_size or "
+                "evaluate.batch_size, or set train.activation_checkpointing; finished stages are "
+                "kept",
+                err=True,
+            )
+            raise typer.Exit(2) from None
 
     return guarded
 

@@ -15,9 +15,7 @@ from torch.utils.data import Dataset
 from kit.data.budget import BudgetPlan, epoch_order
 from kit.data.packing import Blocks
 from kit.errors import DataError
-
-IGNORE = -100
-"""Label of a token that bears no loss."""
+from kit.models.logprobs import IGNORE
 
 Example = dict[str, torch.Tensor]
 

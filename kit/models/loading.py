@@ -107,7 +107,7 @@ def _from_hub(name: str, *, trust_remote_code: bool) -> Path:
     patterns = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"the checkpoint could not be fetched: {reason}",
@@ -153,8 +153,10 @@ def _from_gguf(path: Path) -> Path:
     tokenizer.save_pretrained(scratch)
     try:
         scratch.replace(target)
-    except OSError:  # another process finished the same conversion first
+    except OSError:
         shutil.rmtree(scratch)
+        if not (target / "config.json").is_file():  # else another process was first
+            raise
     return target
 
 

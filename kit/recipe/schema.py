@@ -25,6 +25,7 @@ ArmName = Literal[
 Quantization = Literal["nf4", "16bit", "32bit"]
 Tokens = Annotated[int, BeforeValidator(parse_tokens, json_schema_input_type=int | str)]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -162,6 +163,15 @@ class Sft(Section):
     max_length: Positive = 1024
     """A longer chat is left out and counted."""
 
+    @model_validator(mode="after")
+    def _whole_updates(self) -> Sft:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is no multiple of micro_batch_size "
+                f"({self.micro_batch_size})"
+            )
+        return self
+
 
 class Study(Section):
     """Which arms are compared, and over what they are swept."""
@@ -176,7 +186,7 @@ class Study(Section):
     """Ranks of the low-rank residual in `residual-lowrank` and `residual-only`."""
     residual_weights: Annotated[list[float], Field(min_length=1)] = [1.0]
     """Weights of the low-rank residual in `residual-only`."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     """Every training is repeated with each seed (adapter init and data order)."""
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ report.md .html     written at the end, and by `kit report`
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -96,8 +97,10 @@ class RunDirectory:
         descriptor = os.open(self.root / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(descriptor)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return  # a file system without locks, such as a mounted drive
             raise RunBusyError(
                 "another process is writing in this run directory",
                 where=str(self.root),
@@ -174,6 +177,12 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, PermissionError):
+            raise StorageError(
+                f"no permission: {error}",
+                where=str(path),
+                fix="choose another folder with --out, or change its permissions",
+            ) from error
         if isinstance(error, StorageError) or not any(sign in str(error) for sign in _NO_ROOM):
             raise
         raise StorageError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from kit.adapters.graft import check_modules
 from kit.adapters.stack import Stack, Weighted
+from kit.adapters.tensors import adapter_fingerprint
 from kit.errors import RecipeError
 from kit.models.weights import Checkpoint
 from kit.progress import Progress
@@ -17,8 +17,15 @@ from kit.reporting.page import write_report
 from kit.runs.directory import RunDirectory
 from kit.runs.provenance import fingerprint, provenance
 from kit.runs.records import Measurement, write_measurement
+from kit.strategies.execute import (
+    keep_decisions,
+    measured_with,
+    now,
+    stage_fingerprints,
+    started,
+)
 from kit.strategies.measuring import build_tasks, measure_model
-from kit.strategies.stages import Where
+from kit.strategies.stages import PrepareText, Where
 from kit.strategies.study import Shelf, Study
 from kit.strategies.text import GENERAL, HELDOUT, write_text_stage
 
@@ -52,17 +59,20 @@ def evaluate_stacks(
         directory.write_run(
             {
                 "name": loaded.recipe.name,
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "started": started(directory),
+                "finished": None,
                 "control": stacks[0],
                 "seeds": [],
                 **provenance(study.hardware.line()),
             }
         )
-        if not directory.is_done("text", identity):
-            with directory.stage("text", identity) as folder:
+        text = stage_fingerprints(study, [PrepareText()])["text"]
+        if not directory.is_done("text", text):
+            with directory.stage("text", text) as folder:
                 write_text_stage(study, folder)
-        _measure_all(study, directory, parsed, identity)
-        directory.write_run({"decisions": study.decisions})
+        _measure_all(study, directory, parsed, text)
+        keep_decisions(study, directory)
+        directory.write_run({"finished": now()})
         write_report(out)
     return out
 
@@ -96,13 +106,15 @@ def _where(stack: Stack) -> Where:
 
 
 def _measure_all(
-    study: Study, directory: RunDirectory, parsed: list[tuple[str, Stack]], identity: str
+    study: Study, directory: RunDirectory, parsed: list[tuple[str, Stack]], text_print: str
 ) -> None:
     shelf = Shelf(study)
     text = directory.stage_folder("text")
     tasks = build_tasks(study.recipe.evaluate, heldout=text / HELDOUT, general=text / GENERAL)
     for label, stack in sorted(parsed, key=lambda pair: pair[1].checkpoint):
         name = f"measure-{fingerprint(label)}"
+        layers = [[adapter_fingerprint(x.path), x.weight] for x in stack.adapters]
+        identity = fingerprint([text_print, stack.checkpoint, layers, measured_with(study)])
         if directory.is_done(name, identity):
             continue
         study.progress.say(label)

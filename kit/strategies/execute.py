@@ -50,7 +50,8 @@ def run_study(loaded: LoadedRecipe, out: Path | str, *, progress: Progress | Non
         directory.write_run(
             {
                 "name": loaded.recipe.name,
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "started": started(directory),
+                "finished": None,
                 "seeds": loaded.recipe.study.seeds,
                 "control": loaded.recipe.study.control,
                 "arms": loaded.recipe.study.arms,
@@ -58,12 +59,7 @@ def run_study(loaded: LoadedRecipe, out: Path | str, *, progress: Progress | Non
             }
         )
         _run_stages(study, directory, stages(loaded.recipe))
-        directory.write_run(
-            {
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "decisions": study.decisions,
-            }
-        )
+        directory.write_run({"finished": now()})
         write_report(out)
     return out
 
@@ -83,10 +79,28 @@ def _run_stages(study: Study, directory: RunDirectory, todo: list[Stage]) -> Non
         about = {"stage": asdict(stage), "kind": type(stage).__name__}
         with directory.stage(stage.name, prints[stage.name], **about) as folder:
             said = RUNNERS[type(stage)](stage, study, shelf, directory, folder)
+        keep_decisions(study, directory)
         study.progress.say(f"  {said} ({show_seconds(time.monotonic() - started)})")
     shelf.clear()
     if skipped:
         study.progress.say(f"{skipped} of {len(todo)} stages were done already")
+
+
+def now() -> str:
+    """The time, as run.json has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def started(directory: RunDirectory) -> str:
+    """When the run was first started: going on with it does not change that."""
+    return str(directory.read_run().get("started") or now())
+
+
+def keep_decisions(study: Study, directory: RunDirectory) -> None:
+    """Add what was decided to what earlier starts of the run decided."""
+    known = list(directory.read_run().get("decisions") or [])
+    new = [line for line in study.decisions if line not in known]
+    directory.write_run({"decisions": known + new})
 
 
 def stage_fingerprints(study: Study, todo: list[Stage]) -> dict[str, str]:
@@ -104,15 +118,25 @@ def stage_fingerprints(study: Study, todo: list[Stage]) -> dict[str, str]:
     return found
 
 
+def measured_with(study: Study) -> dict[str, Any]:
+    """What the rows of every measurement depend on, beside the stack and the text."""
+    return {
+        "evaluate": study.recipe.evaluate.model_dump(mode="json"),
+        "asked": study.asked_fingerprint,
+        "quantization": study.recipe.models.quantization,
+        "compute_dtype": study.hardware.compute_dtype,
+        "checkpoints": study.fingerprints,
+    }
+
+
 def _part(study: Study, stage: Stage) -> dict[str, Any]:
     """What of the recipe, the checkpoints and the text a stage's result depends on."""
     recipe = study.recipe.model_dump(mode="json")
     checkpoints = study.fingerprints
     if isinstance(stage, PrepareText):
-        text = [d.text for part in (study.split.train, study.split.heldout) for d in part]
-        text += [d.text for d in study.general.documents]
+        parts = (study.split.train, study.split.heldout, study.general.documents)
         return {
-            "text": fingerprint(text),
+            "text": [fingerprint([[d.id, d.text] for d in part]) for part in parts],
             "seq_len": study.recipe.train.seq_len,
             "limits": [
                 study.recipe.general.max_documents,
@@ -120,14 +144,19 @@ def _part(study: Study, stage: Stage) -> dict[str, Any]:
             ],
             "checkpoints": checkpoints,
         }
-    held = {key: recipe["models"][key] for key in ("quantization", "compute_dtype")}
+    held = {
+        "quantization": recipe["models"]["quantization"],
+        # The resolved dtype: a run that goes on on another card must not mix two of them.
+        "compute_dtype": study.hardware.compute_dtype,
+    }
     if isinstance(stage, TrainCpt):
         trained = {"lora": recipe["lora"], "train": recipe["train"]}
         return {**trained, **held, "checkpoint": checkpoints[stage.on]}
     if isinstance(stage, TrainSft):
-        return {"sft": recipe["sft"], **held, "checkpoints": checkpoints}
+        chats = fingerprint(study.chats)
+        return {"sft": recipe["sft"], "chats": chats, **held, "checkpoints": checkpoints}
     if isinstance(stage, Measure):
-        return {"evaluate": recipe["evaluate"], **held, "checkpoints": checkpoints}
+        return measured_with(study)
     if isinstance(stage, ExtractResidual):
         return {"lora": recipe["lora"]["target_modules"], "checkpoints": checkpoints}
     return {"checkpoints": checkpoints}  # ComparePair, Graft

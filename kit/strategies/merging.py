@@ -20,7 +20,7 @@ from kit.adapters.attach import mounted
 from kit.adapters.merge import MergeReport, merge
 from kit.adapters.stack import Stack
 from kit.data.sources import read_documents
-from kit.data.tokens import tokenize_texts
+from kit.data.tokens import document_bos_id, tokenize_texts
 from kit.hardware import detect
 from kit.models.loading import load_model
 from kit.models.tokenizer import load_tokenizer
@@ -86,8 +86,11 @@ def merge_gap(stack: Stack, *, checkpoint: Path, merged: Path) -> MergeGap:
 def _text(checkpoint: Path) -> torch.Tensor:
     """(windows, window tokens) of general text that every machine has."""
     texts = [document.text for document in read_documents(["pydoc:topics"]).documents]
-    rows = tokenize_texts(load_tokenizer(checkpoint), texts)
-    long = [row[:_WINDOW_TOKENS].tolist() for row in rows if len(row) >= _WINDOW_TOKENS]
+    tokenizer = load_tokenizer(checkpoint)
+    bos = document_bos_id(tokenizer)
+    first = [] if bos is None else [bos]
+    rows = [[*first, *row.tolist()] for row in tokenize_texts(tokenizer, texts)]
+    long = [row[:_WINDOW_TOKENS] for row in rows if len(row) >= _WINDOW_TOKENS]
     return torch.tensor(long[:_WINDOWS])
 
 

@@ -15,7 +15,6 @@ from kit.adapters.stack import Stack, Weighted
 from kit.adapters.tensors import Sidecar, write_sidecar
 from kit.data.batches import BlockDataset, collate
 from kit.data.budget import blocks_for_budget
-from kit.data.chats import read_chats
 from kit.models.pair_check import check_pair
 from kit.progress import counted
 from kit.runs.directory import RunDirectory, write_json
@@ -90,7 +89,7 @@ def train_sft_stage(
 
     sft = study.recipe.sft
     assert sft is not None, "the recipe's validation lets no cpt-sft through without sft"
-    chats = read_chats(sft.sources, limit=sft.examples)
+    chats = study.chats
     before = runs.stage_folder(stage.inputs[0])
     with study.progress.task(stage.name, len(chats) * sft.epochs) as advance:
         result = train_sft(
@@ -227,7 +226,7 @@ def _sign(adapter: Path, study: Study, where: Where, seed: int) -> None:
     models = study.recipe.models
     sidecar = Sidecar(
         base_name=str(models.base if where == "base" else models.instruct),
-        base_fingerprint=study.fingerprints[where],
+        base_fingerprint=study.weights[where],
         quantization=models.quantization,
         init_seed=seed,
     )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kit.data.chats import read_chats
+from kit.data.questions import read_questions
 from kit.data.sources import DocumentSet, read_documents
 from kit.data.splits import Split
 from kit.errors import DataError
 from kit.hardware import Hardware, detect
-from kit.models.chat import check_chat_template
+from kit.models.chat import Messages, check_chat_template
 from kit.models.loading import dequantize, load_model, resolve_source
 from kit.models.pair_check import require_pair
 from kit.models.tokenizer import document_end, load_tokenizer, padding_id
@@ -21,6 +22,7 @@ from kit.models.weights import weights_fingerprint
 from kit.planning.corpus import read_corpus
 from kit.progress import Progress
 from kit.recipe.schema import Recipe
+from kit.runs.provenance import fingerprint
 from kit.strategies.measuring import asking_tasks
 from kit.strategies.stages import Where
 from kit.units import show_bytes
@@ -68,8 +70,33 @@ class Study:
         return found
 
     @cached_property
-    def fingerprints(self) -> dict[Where, str]:
+    def weights(self) -> dict[Where, str]:
+        """Fingerprints of the checkpoints' weights."""
         return {where: weights_fingerprint(folder) for where, folder in self.folders.items()}
+
+    @cached_property
+    def fingerprints(self) -> dict[Where, str]:
+        """Fingerprints of the checkpoints: weights, config, tokenizer, chat template."""
+        return {
+            where: fingerprint([self.weights[where], _small_files(folder)])
+            for where, folder in self.folders.items()
+        }
+
+    @cached_property
+    def chats(self) -> list[Messages]:
+        """What the arm cpt-sft is tuned on; empty without a section sft."""
+        sft = self.recipe.sft
+        return [] if sft is None else read_chats(sft.sources, limit=sft.examples)
+
+    @cached_property
+    def asked_fingerprint(self) -> str:
+        """Of the contents of everything that the model is asked."""
+        evaluate = self.recipe.evaluate
+        sets = {name: read_questions(q.sources) for name, q in evaluate.questions.items()}
+        asked: dict[str, Any] = {name: [asdict(q) for q in items] for name, items in sets.items()}
+        if evaluate.ifeval is not None and evaluate.ifeval.data is not None:
+            asked["ifeval"] = Path(evaluate.ifeval.data).read_text("utf-8")
+        return fingerprint(asked)
 
     def tokenizer(self, where: Where) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer."""
@@ -132,8 +159,8 @@ class Study:
                 fix="give more text, or lower train.seq_len",
             )
         _ = self.general
-        if self.recipe.sft is not None and "cpt-sft" in self.recipe.study.arms:
-            read_chats(self.recipe.sft.sources, limit=self.recipe.sft.examples)
+        if "cpt-sft" in self.recipe.study.arms:
+            _ = self.chats
         asking_tasks(self.recipe.evaluate)
         check_chat_template(self.tokenizer("instruct"))
         if "base" in self.folders:
@@ -199,6 +226,12 @@ class Shelf:
             )
         self.study.decide(f"measuring with {decode}")
         return decode
+
+
+def _small_files(folder: Path) -> dict[str, str]:
+    """Contents of what stands beside the weights: config, tokenizer, chat template."""
+    paths = [p for pattern in ("*.json", "*.jinja", "*.model") for p in folder.glob(pattern)]
+    return {p.name: p.read_bytes().hex() for p in sorted(paths) if p.stat().st_size < 1 << 26}
 
 
 def _free_bytes(hardware: Hardware) -> int:

@@ -155,8 +155,12 @@ def training_arguments(
     batch: BatchSize,
     accumulation: int,
 ) -> TrainingArguments:
-    """The Trainer's settings: nothing saved, evaluated or sent anywhere on its own account."""
-    return TrainingArguments(
+    """The Trainer's settings: nothing saved, evaluated or sent anywhere on its own account.
+
+    There is no autocast: frozen layers compute in their own dtype and adapters in float32, in
+    training as in measuring. `fp16` is set for its gradient scaler.
+    """
+    arguments = TrainingArguments(
         output_dir=scratch,
         num_train_epochs=1,
         per_device_train_batch_size=batch.micro_batch_size,
@@ -165,7 +169,7 @@ def training_arguments(
         weight_decay=schedule.weight_decay,
         max_grad_norm=schedule.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=hardware.compute_dtype == "bfloat16",
+        bf16=False,
         fp16=hardware.needs_loss_scaling,
         use_cpu=hardware.device == "cpu",
         seed=seed,
@@ -183,6 +187,10 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=["labels"],
     )
+    # One process trains on one device; with more in sight the Trainer would multiply the batch by
+    # their number, although a 4-bit model is never spread over them.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def run_trainer(trainer: Trainer, record: StepRecord) -> TrainResult:

@@ -106,6 +106,20 @@ class GradientWatch(TrainerCallback):
         check_gradients(kwargs["model"], first_update_done=self.updates > 0)
         self.updates += 1
 
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """A scaler that skipped every update leaves an adapter that does nothing."""
+        if self.updates < min(2, state.global_step):
+            raise TrainingError(
+                "the gradients were not finite in any update, so nothing was trained",
+                fix="train longer, or with models.quantization 32bit",
+            )
+
 
 def _finite(model: torch.nn.Module) -> bool:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -168,9 +168,11 @@ def _trainer(
         for name, parameter in peft_model.named_parameters()
         if parameter.requires_grad
     }
+    config = SFTConfig(**settings)
+    config._n_gpu = min(config.n_gpu, 1)  # as in training_arguments
     trainer = ScheduledSft(
         model=peft_model,
-        args=SFTConfig(**settings),
+        args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=callbacks,
