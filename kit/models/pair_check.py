@@ -184,7 +184,7 @@ def _warnings(
         )
     if billions <= SMALL_MODEL_BILLIONS:
         found.append(
-            f"{billions:.2f}B parameters: at or below {SMALL_MODEL_BILLIONS}B the transfer of "
+            f"{billions:.2g}B parameters: at or below {SMALL_MODEL_BILLIONS}B the transfer of "
             "instruction following is reported to be weak (arXiv 2410.10739)"
         )
     ours, theirs = _behaviour(base.config), _behaviour(instruct.config)
