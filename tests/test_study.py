@@ -49,9 +49,9 @@ corpus:
   date_field: date
   heldout: {{every: 6}}
 general: {{sources: ['pydoc:topics'], max_documents: 4}}
-lora: {{rank: 4}}
+lora: {{rank: 16}}
 train:
-  {{tokens: 4000, seq_len: 128, micro_batch_size: 2, tokens_per_step: 512, learning_rate: 1e-2}}
+  {{tokens: 8000, seq_len: 128, micro_batch_size: 2, tokens_per_step: 512, learning_rate: 1e-2}}
 sft: {{sources: [{folder}/chats.jsonl], max_length: 128}}
 study:
   {{arms: [{", ".join(ARMS)}], cpt_weights: [0, 0.5, 1], residual_ranks: [2, 64], seeds: [0, 1]}}
@@ -85,7 +85,7 @@ def test_every_arm_is_measured_on_the_same_items(finished):
 def test_budgets_are_equal_and_sft_tokens_stand_apart(finished):
     found = [read_measurement(p) for p in (finished / "stages").glob("measure-*")]
     cpt = [m for m in found if "cpt" in m.arm or m.arm in ("residual", "residual-lowrank")]
-    assert {m.trained_tokens["cpt"] for m in cpt} == {4000}
+    assert {m.trained_tokens["cpt"] for m in cpt} == {8000}
     assert {m.arm for m in found if "sft" in m.trained_tokens} == {"cpt-sft"}
 
 
@@ -102,9 +102,9 @@ def test_training_learns_the_text(finished):
         pairs = [row.scores["bits_per_byte"] for row in rows]
         return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
-    assert bits("cpt-base-s0") < bits("base") - 0.3
-    assert bits("cpt-instruct-s0") < bits("instruct") - 0.3
-    assert bits("residual-x1-s0") < bits("instruct") - 0.3
+    assert bits("cpt-base-s0") < bits("base") - 0.5
+    assert bits("cpt-instruct-s0") < bits("instruct") - 0.5
+    assert bits("residual-x1-s0") < bits("instruct") - 0.5
 
 
 def test_the_run_explains_itself(finished):

@@ -88,10 +88,8 @@ def test_the_first_logged_loss_is_the_models_own(tmp_path, pico_pair, blocks):
         mask = row["labels"] != -100
         total, count = total + float(nll[mask].sum()), count + int(mask.sum())
     assert count == 500
-    if result.num_steps == 1:
-        assert result.first_loss == pytest.approx(total / count, abs=2e-4)
-    else:
-        assert result.num_steps == 1, "500 tokens are one update of 512"
+    assert result.num_steps == 1
+    assert result.first_loss == pytest.approx(total / count, abs=2e-4)
 
 
 def test_same_seed_same_adapter_other_seed_another(tmp_path, pico_pair, blocks):

@@ -7,8 +7,7 @@ from typing import Any
 
 from kit.data.rows import existing_file, jsonl_rows
 from kit.errors import DataError
-
-Messages = list[dict[str, str]]
+from kit.models.chat import Messages
 
 LILLIPUT_CHATS = 1000
 """Chats that Lilliput writes where no limit is set."""

@@ -55,6 +55,15 @@ class Models(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Only for sources that you have read."""
 
+    @model_validator(mode="after")
+    def _dtype_has_an_effect(self) -> Models:
+        if self.quantization == "32bit" and self.compute_dtype in ("bfloat16", "float16"):
+            raise ValueError(
+                f"quantization 32bit computes in float32, so compute_dtype {self.compute_dtype!r} "
+                "would have no effect"
+            )
+        return self
+
 
 class Heldout(Section):
     """Which documents are kept from training, to measure what was learned."""

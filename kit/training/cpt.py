@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from kit.adapters.attach import attach_lora
 from kit.errors import TrainingError
@@ -195,7 +195,8 @@ def training_arguments(
 
 def run_trainer(trainer: Trainer, record: StepRecord) -> TrainResult:
     """Train, and say what was done."""
-    quiet(trainer)
+    # It prints a dict per log; the record's progress line says it better.
+    trainer.remove_callback(PrinterCallback)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
@@ -218,10 +219,3 @@ def run_trainer(trainer: Trainer, record: StepRecord) -> TrainResult:
         peak_bytes=peak_bytes(),
         trainable_parameters=trainable,
     )
-
-
-def quiet(trainer: Trainer) -> None:
-    """The Trainer prints a dict per log; the record's progress line says it better."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
