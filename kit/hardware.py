@@ -12,6 +12,11 @@ from kit.errors import RecipeError
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 
+PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of one forward pass while measuring; halved where they do not fit."""
+SLOTS = {"cpu": 32, "cuda": 128}
+"""Replies that are written side by side; halved where they do not fit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:

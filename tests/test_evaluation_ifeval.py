@@ -92,13 +92,28 @@ def test_a_slice_is_asked_through_the_engine(sentences, prompts_file):
         batch_size=2,
         max_length=64,
     )
-    measured = task.run(asked)
-    check_rows(task, measured)
+    numbers = range(len(task.item_ids))
+    measured = task.run(asked, numbers)
+    check_rows(task, numbers, measured)
+    assert task.run(asked, [3, 1]) == [measured[3], measured[1]]
+    cost = task.cost(asked)
+    assert cost.read == sum(row.prompt_tokens for row in measured) and cost.written == 5 * 6
+    assert task.item_text(1) == rows[108]["prompt"]
     for row in measured:
         assert row.status in ("truncated", "wrong", "correct")
         assert row.scores["instruction_strict"][1] >= 1.0
     prompt = f"<|user|>{rows[0]['prompt']}<|end|><|assistant|>"
     assert measured[0].prompt_tokens == len(asked.tokenizer(prompt)["input_ids"])
+
+
+def test_a_data_folder_has_the_prompts(sentences, prompts_file, tmp_path):
+    with pytest.raises(DataError, match="not in the data folder") as caught:
+        IFEval(data=None, data_dir=tmp_path, prompts=None, max_new_tokens=8)
+    assert "ifeval/input_data_20231215.jsonl" in str(caught.value.fix)
+    (tmp_path / "ifeval").mkdir()
+    shutil.copyfile(prompts_file, tmp_path / "ifeval" / prompts_file.name)
+    task = IFEval(data=None, data_dir=tmp_path, prompts=None, max_new_tokens=8)
+    assert len(task.item_ids) == 541
 
 
 def test_an_empty_reply_follows_nothing(sentences, prompts_file):
@@ -120,9 +135,9 @@ def test_a_checker_that_fails_is_an_error_of_its_item(sentences, prompts_file, t
     assert "TypeError" in task.judge(0, "Some words.").error
     model = pico_model(max_position_embeddings=4096)
     asked = Engine(model, pico_tokenizer(chat=True), batch_size=2, max_length=64)
-    [measured] = task.run(asked)
+    [measured] = task.run(asked, [0])
     assert measured.status == "error" and "checker" in measured.note
-    check_rows(task, [measured])
+    check_rows(task, [0], [measured])
 
 
 @pytest.mark.parametrize(

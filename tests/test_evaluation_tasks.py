@@ -14,9 +14,9 @@ from kit.errors import DataError, RecipeError
 from kit.evaluation.engine import Engine
 from kit.evaluation.generation import Generation
 from kit.evaluation.instructions import LilliputRules
-from kit.evaluation.measure import check_rows, measure
+from kit.evaluation.measure import check_rows, chunks, measure, measure_chunk
 from kit.evaluation.perplexity import TextTask, start_id
-from kit.evaluation.questions import QuestionTask, contains, is_exactly, normalise
+from kit.evaluation.questions import QuestionTask, contains, is_exactly, normalise, token_f1
 from kit.evaluation.task import Verdict, prompt_hash, reply_rows
 from kit.runs.records import ItemRow
 
@@ -61,7 +61,7 @@ def asked() -> Engine:
 
 
 def test_bits_per_byte_by_hand(asked):
-    rows = text_task(DOCS[:2]).run(asked)
+    rows = text_task(DOCS[:2]).run(asked, range(2))
     for doc, row in zip(DOCS, rows, strict=False):
         ids = [256, *asked.tokenizer(doc.text)["input_ids"]]
         with torch.no_grad():
@@ -78,7 +78,7 @@ def test_a_uniform_model_needs_eight_bits_for_a_byte_of_256():
     model = pico_model(vocab_size=262)
     with torch.no_grad():
         model.model.norm.weight.zero_()
-    [row] = text_task([Doc("a", "abc")]).run(engine(model))
+    [row] = text_task([Doc("a", "abc")]).run(engine(model), [0])
     bits, num_bytes = row.scores["bits_per_byte"]
     assert bits / num_bytes == pytest.approx(math.log2(262), abs=1e-5)
 
@@ -99,7 +99,7 @@ def test_start_id_is_what_the_tokenizer_itself_puts_before_text():
 
 
 def test_start_can_be_given(asked):
-    [row] = text_task(DOCS[:1], start=258).run(asked)
+    [row] = text_task(DOCS[:1], start=258).run(asked, [0])
     assert row.prompt_hash == prompt_hash([258, *asked.tokenizer(DOCS[0].text)["input_ids"]])
 
 
@@ -201,7 +201,9 @@ def test_forms_of_a_question(asked):
     decode = asked.tokenizer.decode
     assert decode(chat._prompt(asked.tokenizer, "Who? ")) == "<|user|>Who? <|end|><|assistant|>"
     assert decode(plain._prompt(asked.tokenizer, "Who was it ")) == "Who was it"
-    assert plain._judge(0, " Mire\nnever").scores == {"contains": (1.0, 1.0), "exact": (1.0, 1.0)}
+    assert plain._judge(0, " Mire\nnever").scores == dict.fromkeys(
+        ("contains", "exact", "f1"), (1.0, 1.0)
+    )
     assert not plain._judge(0, "never\nMire").passed
     assert chat._judge(0, "It is\nMire").passed
 
@@ -278,17 +280,11 @@ def test_a_broken_model_gives_error_rows_and_no_exception():
         assert row.status == "error" and row.scores == {} and "finite" in row.note
 
 
-def test_progress_says_how_far_each_task_is(asked):
+def test_progress_counts_the_items_of_a_chunk(asked):
     told = []
-    measure(asked, all_tasks(), progress=lambda *seen: told.append(seen))
-    last = {name: (done, total) for name, done, total in told}
-    assert last == {
-        "new_text": (3, 3),
-        "lilliput_rules": (17, 17),
-        "q/chat": (2, 2),
-        "q/plain": (2, 2),
-    }
-    assert len(told) > len(last)
+    for task in all_tasks():
+        measure_chunk(asked, task, (0, 1), advance=lambda done, note="": told.append(done))
+    assert sum(told) == 2 * len(all_tasks())
 
 
 def test_two_tasks_of_one_name_are_refused(asked):
@@ -298,8 +294,8 @@ def test_two_tasks_of_one_name_are_refused(asked):
 
 def test_rows_that_do_not_add_up_are_caught(asked):
     task = text_task(DOCS[:2])
-    rows = task.run(asked)
-    check_rows(task, rows)
+    rows = task.run(asked, range(len(task.item_ids)))
+    check_rows(task, range(len(rows)), rows)
     for wrong in (
         rows[:1],
         [rows[0], rows[0]],
@@ -310,14 +306,36 @@ def test_rows_that_do_not_add_up_are_caught(asked):
         [replace(rows[0], scores={"bits_per_byte": (1.0, 0.0)}), rows[1]],
     ):
         with pytest.raises(AssertionError):
-            check_rows(task, wrong)
+            check_rows(task, range(len(task.item_ids)), wrong)
 
 
 def test_an_unexpected_error_of_a_task_is_not_swallowed(asked):
     class Broken(TextTask):
-        def run(self, engine, advance=None):
+        def run(self, engine, numbers, advance=None):
             raise ZeroDivisionError
 
     task = Broken("t", title="T", role="new_text", documents=DOCS)
     with pytest.raises(ZeroDivisionError):
         measure(asked, [task])
+
+
+def test_chunks_are_all_items_and_depend_on_the_task_alone(asked):
+    task = LilliputRules(300, seed=0)
+    assert [len(part) for part in chunks(task)] == [128, 128, 44]
+    assert [n for part in chunks(task) for n in part] == list(range(300))
+    assert list(chunks(task, [5, 3])) == [(5, 3)]
+    rows = measure_chunk(asked, text_task(), (2, 0))
+    assert [row.item for row in rows] == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "f1"),
+    [
+        ("the grey town", "Grey Town", 1.0),
+        ("a grey town far away", "grey town", 2 * (2 / 4) / (2 / 4 + 1)),
+        ("nothing", "grey town", 0.0),
+        ("東京都", "東京", 2 * (2 / 3) / (2 / 3 + 1)),
+    ],
+)
+def test_f1_counts_words_in_common(reply, answer, f1):
+    assert token_f1(reply, answer) == pytest.approx(f1)

@@ -647,7 +647,7 @@ def hostile(tmp_path_factory):
         command='kit run "<x>"',
     )
     # A lone surrogate, which no UTF-8 file can hold but an escape in JSON can.
-    stored = run / "stages" / "measure-instruct" / "rows.jsonl"
+    stored = run / "stages" / "measure-instruct" / "eval.jsonl"
     stored.write_text(stored.read_text("utf-8").replace("SURROGATE", "\\ud800"), "utf-8")
     return write_report(run)
 

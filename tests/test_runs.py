@@ -137,7 +137,7 @@ def test_measurements_come_back_as_they_were(tmp_path):
 
 
 def test_a_cut_last_line_is_left_out_and_a_cut_middle_line_is_an_error(tmp_path):
-    path = tmp_path / "rows.jsonl"
+    path = tmp_path / "eval.jsonl"
     append_jsonl(path, [{"a": 1}, {"a": 2}])
     with path.open("a") as file:
         file.write('{"a": ')

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import signal
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -31,6 +32,16 @@ RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or a shipped
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the recipe: train.tokens=2M lora.rank=64")
 ]
+
+
+class SuiteOption(StrEnum):
+    """The suites; a test holds them equal to the recipe's."""
+
+    quick = "quick"
+    standard = "standard"
+    full = "full"
+
+
 Out = Annotated[Path | None, typer.Option(help="Run directory. Default: runs/NAME")]
 
 
@@ -144,22 +155,49 @@ def pair(
 
 @command
 def evaluate(
-    recipe: RecipeArgument,
     stacks: Annotated[
-        list[str],
-        typer.Argument(help="Stacks: instruct, base, 'instruct + FOLDER*0.5' (PEFT adapters)."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Run directories, or stacks: 'CHECKPOINT + ADAPTER*0.5'. The first is the control."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Its pair, text and measurements: 'instruct + ADAPTER'.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Of lm-eval, by comma: ifeval,arc_easy,mmlu; text.")
+    ] = None,
+    suite: Annotated[
+        SuiteOption | None, typer.Option(help="A ready set: minutes, an hour, or a night.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Items of each task, spread evenly.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask benchmarks in chat turns.")] = False,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with the tasks' jsonl.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what OUT holds.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for rows and report.")] = Path("evaluation"),
 ) -> None:
-    """Measure stacks of your own with a recipe's measurements; the first one is the control."""
+    """Measure arms of a run, or stacks of your own, on lm-eval's tasks and on your text."""
     from kit.cli.console import quiet_libraries, show_results
     from kit.recipe.read import find_recipe, read_recipe
 
-    loaded = read_recipe(find_recipe(recipe))
+    loaded = read_recipe(find_recipe(recipe)) if recipe else None
     quiet_libraries()
-    from kit.strategies.evaluate import evaluate_stacks
+    from kit.strategies.choice import TaskChoice
+    from kit.strategies.evaluate import evaluate_stacks, resume_evaluation
 
-    show_results(evaluate_stacks(loaded, stacks, out))
+    if resume:
+        show_results(resume_evaluation(out))
+        return
+    choice = TaskChoice(
+        tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else (),
+        suite=suite.value if suite else None,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        chat=chat,
+        data_dir=data_dir,
+    )
+    show_results(evaluate_stacks(stacks or [], out, recipe=loaded, choice=choice))
 
 
 @command

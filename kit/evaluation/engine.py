@@ -1,9 +1,10 @@
-"""The one object that evaluation asks a model through: greedy replies and token losses.
+"""The one object that evaluation asks a model through.
 
-    Engine.generate   prompts   -> replies          left-padded, rows leave the batch as they end
-    Engine.nll        token ids -> nats per token   right-padded, long texts in windows
+    Engine.loglikelihood   context, continuation -> log p      common prefixes computed once
+    Engine.generate        prompts   -> replies                rows leave the batch as they end
+    Engine.nll             token ids -> nats per token         long texts in windows
 
-Both work through their rows longest first (what does not fit in memory fails at once), return in
+All work through their rows longest first (what does not fit in memory fails at once), return in
 the order of what was asked, and give what a batch of one would give, up to rounding.
 """
 
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from kit.errors import RecipeError
-from kit.evaluation.generation import Generation, Row, decode_greedily
+from kit.evaluation.generation import Ask, Generation, Stops, generate
+from kit.evaluation.scorer import Request, Scored, default_budget, score, sharing_problem
+from kit.hardware import SLOTS
 from kit.models.chat import end_of_turn_ids
 from kit.models.logprobs import token_nll
 from kit.models.tokenizer import document_end
@@ -39,7 +42,7 @@ class Engine:
     Args:
         model: a causal LM.
         tokenizer: the instruct model's, for every arm.
-        batch_size: rows per forward pass.
+        batch_size: replies that are written side by side; None: as many as the device does well.
         max_length: longest piece of text that `nll` scores at once, in tokens; lowered to the
             model's own context where that is shorter.
 
@@ -52,9 +55,12 @@ class Engine:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
-        max_length: int,
+        batch_size: int | None = None,
+        max_length: int = 1024,
     ) -> None:
+        batch_size = (
+            SLOTS.get(model.device.type, SLOTS["cpu"]) if batch_size is None else batch_size
+        )
         if batch_size < 1 or max_length < 2:
             raise RecipeError(
                 f"batch size {batch_size} and piece length {max_length} cannot be measured with",
@@ -73,6 +79,7 @@ class Engine:
         ends = end_of_turn_ids(tokenizer, generation_eos) | {document_end(tokenizer)[0]}
         self.end_ids = frozenset(ends)
         """Ids that end every reply: EOS of tokenizer and generation config, end of turn or text."""
+        self._budget = default_budget(model.device.type)
 
     @cached_property
     def newline_ids(self) -> frozenset[int]:
@@ -81,50 +88,75 @@ class Engine:
         texts = self.tokenizer.batch_decode([[i] for i in ids])
         return frozenset(i for i, text in zip(ids, texts, strict=True) if "\n" in text)
 
+    @cached_property
+    def plain_because(self) -> str:
+        """Why common prefixes are not shared on this model; empty where they are.
+
+        It is found out on the bare model: adapters are added position by position.
+        """
+        with self._measuring():
+            return sharing_problem(self.model)
+
+    def loglikelihood(
+        self, requests: Sequence[Request], *, advance: Advance = silent
+    ) -> list[Scored]:
+        """Log-probability of each continuation given its context, and whether it is greedy.
+
+        Args:
+            requests: none longer than the model's context.
+            advance: told of every request that is done.
+        """
+        share = not self.plain_because
+        with self._measuring():
+            return score(self.model, requests, budget=self._budget, share=share, advance=advance)
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         stop_ids: Iterable[int] = (),
+        stop_strings: Sequence[str] = (),
         advance: Advance = silent,
     ) -> list[Generation]:
         """Answer every prompt greedily.
 
-        A reply ends with one of `end_ids`, which its text leaves out, or of `stop_ids`, which its
-        text keeps. It is cut off after `max_new_tokens`, or sooner where the context ends.
+        A reply ends with one of `end_ids`, which its text leaves out, of `stop_ids`, which its text
+        keeps, or before one of `stop_strings`. It is cut off after `max_new_tokens`, or sooner
+        where the context ends.
 
         Args:
             prompts: token ids.
-            max_new_tokens: longest reply (1 or more).
+            max_new_tokens: longest reply (1 or more), of all or of each.
             stop_ids: further ids that end a reply.
-            advance: told of every batch of prompts that is done.
+            stop_strings: texts that end a reply and do not belong to it.
+            advance: told of every prompt that is done.
         """
-        assert max_new_tokens >= 1, f"a reply of {max_new_tokens} tokens is none"
-        stops = self.end_ids | frozenset(stop_ids)
-        rooms = [max_new_tokens] * len(prompts)
-        if self.context is not None:
-            rooms = [min(max_new_tokens, self.context - len(p)) for p in prompts]
+        if isinstance(max_new_tokens, int):
+            max_new_tokens = [max_new_tokens] * len(prompts)
+        assert all(limit >= 1 for limit in max_new_tokens), "a reply of no token is none"
         replies: dict[int, Generation] = {}
-        askable = []
-        for index, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
+        asks: dict[int, Ask] = {}
+        for index, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
+            room = limit if self.context is None else min(limit, self.context - len(prompt))
             if prompt and room >= 1:
-                askable.append(index)
+                asks[index] = Ask(prompt=tuple(prompt), limit=room)
                 continue
             why = "leaves no room for a reply in the model's context" if prompt else "is empty"
             note = f"the prompt of {len(prompt)} tokens {why}"
             replies[index] = Generation(ids=(), text="", stopped=False, error=note)
         advance(len(replies))
+        stops = Stops(
+            tokenizer=self.tokenizer,
+            end_ids=self.end_ids,
+            kept_ids=frozenset(stop_ids),
+            strings=tuple(stop_strings),
+        )
         with self._measuring():
-            for part in self._batches(askable, [len(p) for p in prompts]):
-                rows = decode_greedily(
-                    self.model,
-                    [prompts[i] for i in part],
-                    limits=[rooms[i] for i in part],
-                    stop_ids=stops,
-                )
-                replies.update(zip(part, map(self._reply, rows), strict=True))
-                advance(len(part))
+            made = generate(
+                self.model, list(asks.values()), stops=stops, slots=self.batch_size, advance=advance
+            )
+        replies.update(zip(asks, made, strict=True))
         return [replies[index] for index in range(len(prompts))]
 
     def nll(
@@ -151,7 +183,7 @@ class Engine:
         scored: dict[int, list[float]] = {}
         told = 0
         with self._measuring():
-            for part in self._batches(range(len(spans)), [stop - a for _, a, stop, _ in spans]):
+            for part in self._batches([stop - a for _, a, stop, _ in spans]):
                 pieces = [texts[spans[i][0]][spans[i][1] : spans[i][2]] for i in part]
                 rows = token_nll(self.model, self._right_padded(pieces)).tolist()
                 for i, row in zip(part, rows, strict=True):
@@ -165,22 +197,19 @@ class Engine:
             values[text] += scored[i]
         return values
 
-    def _reply(self, row: Row) -> Generation:
-        shown = row.ids[:-1] if row.ids and row.ids[-1] in self.end_ids else row.ids
-        text = str(self.tokenizer.decode(shown, skip_special_tokens=True))
-        return Generation(ids=tuple(row.ids), text=text, stopped=row.stopped, error=row.error)
-
     def _right_padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """(batch, longest); what follows a row is invisible to it, so any id may fill it up."""
         width = max(map(len, rows))
         ids = [list(row) + [0] * (width - len(row)) for row in rows]
         return torch.tensor(ids, device=self.model.device)
 
-    def _batches(self, rows: Iterable[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Row numbers in batches, longest first; rows of one length keep their order."""
-        ordered = sorted(rows, key=lambda row: -lengths[row])
-        for start in range(0, len(ordered), self.batch_size):
-            yield ordered[start : start + self.batch_size]
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Row numbers in batches of so many tokens at most, longest first; ties keep order."""
+        ordered = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        while ordered:
+            count = max(1, self._budget.pass_tokens // lengths[ordered[0]])
+            yield ordered[:count]
+            ordered = ordered[count:]
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:

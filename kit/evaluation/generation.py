@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch, rows leaving it as they end.
+"""Greedy decoding: rows leave the batch as they end, and wait for no other row.
 
 Shape letters: B rows still in the batch, T columns so far, V vocabulary.
 
@@ -16,6 +16,7 @@ rows that have ended until the longest one is done.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -23,8 +24,22 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from kit.progress import Advance, silent
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One prompt."""
+
+    prompt: tuple[int, ...]
+    """Token ids, 1 or more."""
+    limit: int
+    """At most so many new tokens (1 or more)."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +49,43 @@ class Generation:
     ids: tuple[int, ...]
     """Every generated token, the one that ended the reply included."""
     text: str
-    """The reply without special tokens."""
+    """The reply without special tokens, and without what ended it unless that is kept."""
     stopped: bool
     """Whether it ended by itself; False when the limit cut it off."""
     error: str = ""
     """Why there is no reply; empty when there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stops:
+    """What ends a reply."""
+
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: AbstractSet[int]
+    """Tokens that its text leaves out."""
+    kept_ids: AbstractSet[int] = frozenset()
+    """Tokens that its text keeps."""
+    strings: Sequence[str] = ()
+    """Texts that do not belong to it."""
+
+    def text(self, ids: list[int]) -> str:
+        """A reply's text, up to the first stop string."""
+        shown = ids[:-1] if ids and ids[-1] in self.end_ids else ids
+        text = str(self.tokenizer.decode(shown, skip_special_tokens=True))
+        found = [place for stop in self.strings if (place := text.find(stop)) >= 0]
+        return text[: min(found)] if found else text
+
+    def has_string(self, ids: list[int]) -> bool:
+        """Whether a stop string stands at the end of a reply under way.
+
+        Only as many tokens are decoded as can hold one: a token has a byte at least, and the first
+        ones may be torn characters or lose their blank.
+        """
+        if not self.strings:
+            return False
+        longest = max(len(stop.encode()) for stop in self.strings)
+        tail = self.tokenizer.decode(ids[-(longest + 8) :], skip_special_tokens=True)
+        return any(stop in tail for stop in self.strings)
 
 
 @dataclass
@@ -56,37 +103,71 @@ class Row:
         """Whether no token is to follow."""
         return self.stopped or bool(self.error) or len(self.ids) >= self.limit
 
-    def take(self, token: int, *, is_finite: bool, stop_ids: AbstractSet[int]) -> None:
+    def take(self, token: int, *, is_finite: bool, stops: Stops) -> None:
         """Add the next token, or note that there was none."""
         if not is_finite:
             self.error = f"the logits of token {len(self.ids) + 1} of the reply are not finite"
             return
         self.ids.append(token)
-        self.stopped = token in stop_ids
+        ended = token in stops.end_ids or token in stops.kept_ids
+        self.stopped = ended or stops.has_string(self.ids)
 
 
-@torch.no_grad()
-def decode_greedily(
+def generate(
     model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
+    asks: Sequence[Ask],
     *,
-    limits: Sequence[int],
-    stop_ids: AbstractSet[int],
-) -> list[Row]:
-    """Decode the most probable continuation of every prompt.
+    stops: Stops,
+    slots: int,
+    advance: Advance = silent,
+) -> list[Generation]:
+    """Answer every prompt greedily, longest prompts first.
 
     Args:
         model: a causal LM in eval mode.
-        prompts: token ids, none empty.
-        limits: for each prompt, at most so many new tokens (1 or more).
-        stop_ids: a row ends with the first of these.
+        asks: the prompts.
+        stops: what ends a reply.
+        slots: replies that are written side by side; halved where memory does not suffice.
+        advance: told of every batch of prompts that is done.
+    """
+    left = sorted(range(len(asks)), key=lambda n: -len(asks[n].prompt))
+    replies: dict[int, Generation] = {}
+    while left:
+        part = left[:slots]
+        try:
+            rows = decode_greedily(model, [asks[n] for n in part], stops=stops)
+        except torch.OutOfMemoryError:
+            if slots == 1:
+                raise
+            slots = max(1, min(slots, len(part)) // 2)
+            log.warning("out of memory: at most %d replies side by side from here", slots)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        for n, row in zip(part, rows, strict=True):
+            replies[n] = Generation(
+                ids=tuple(row.ids), text=stops.text(row.ids), stopped=row.stopped, error=row.error
+            )
+        left = left[len(part) :]
+        advance(len(part))
+    return [replies[n] for n in range(len(asks))]
+
+
+@torch.no_grad()
+def decode_greedily(model: PreTrainedModel, asks: Sequence[Ask], *, stops: Stops) -> list[Row]:
+    """Decode the most probable continuation of every prompt of one batch.
+
+    Args:
+        model: a causal LM in eval mode.
+        asks: the prompts.
+        stops: a row ends with the first of these.
     """
     from transformers import DynamicCache
 
-    ids_BT, mask_BT = _left_padded(prompts, model.device)
+    ids_BT, mask_BT = _left_padded([ask.prompt for ask in asks], model.device)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    rows = [Row(limit) for limit in limits]
+    rows = [Row(ask.limit) for ask in asks]
     alive = rows
     while True:
         logits_BV = model(
@@ -101,7 +182,7 @@ def decode_greedily(
         best_B, next_B = logits_BV.max(dim=-1)
         chosen = zip(alive, next_B.tolist(), best_B.isfinite().tolist(), strict=True)
         for row, token, is_finite in chosen:
-            row.take(token, is_finite=is_finite, stop_ids=stop_ids)
+            row.take(token, is_finite=is_finite, stops=stops)
         places = [place for place, row in enumerate(alive) if not row.ended]
         if not places:
             return rows

@@ -15,13 +15,14 @@ import os
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import DataError
-from kit.evaluation.task import Scores, Verdict, reply_rows
+from kit.evaluation.local_data import ifeval_file
+from kit.evaluation.task import Cost, Scores, Verdict, reply_rows
 from kit.models.chat import chat_prompt
 from kit.progress import Advance, silent
 from kit.runs.records import ItemRow, TaskInfo
@@ -46,6 +47,7 @@ class IFEval:
 
     Args:
         data: a local jsonl of the prompts. None: the official ones, from the hub or its cache.
+        data_dir: folder with the benchmarks' data, looked into where `data` is None.
         prompts: how many, spread evenly over all. None: all.
         max_new_tokens: longest reply.
 
@@ -53,7 +55,16 @@ class IFEval:
         DataError: the prompts or NLTK's sentence data cannot be had.
     """
 
-    def __init__(self, *, data: Path | None, prompts: int | None, max_new_tokens: int) -> None:
+    chunk = 128
+
+    def __init__(
+        self,
+        *,
+        data: Path | None,
+        data_dir: Path | None = None,
+        prompts: int | None,
+        max_new_tokens: int,
+    ) -> None:
         self.info = TaskInfo(
             task="ifeval",
             title="IFEval",
@@ -61,20 +72,42 @@ class IFEval:
             metrics=tuple(_METRICS),
             better="higher",
         )
+        if data is None and data_dir is not None:
+            data = ifeval_file(data_dir)
         _require_sentence_data()
         self._task, docs = _load_task(data)
         self._docs = [docs[index] for index in spread(len(docs), prompts)]
         self.item_ids = tuple(str(doc["key"]) for doc in self._docs)
         self._max_new_tokens = max_new_tokens
 
-    def run(self, engine: Engine, advance: Advance = silent) -> list[ItemRow]:
-        """Ask every prompt as a chat turn."""
-        turns = [[{"role": "user", "content": self._task.doc_to_text(d)}] for d in self._docs]
-        prompts = [chat_prompt(engine.tokenizer, turn) for turn in turns]
+    def run(
+        self, engine: Engine, numbers: Sequence[int], advance: Advance = silent
+    ) -> list[ItemRow]:
+        """Ask the prompts of these numbers as chat turns."""
+        prompts = self._prompts(engine, numbers)
         replies = engine.generate(prompts, max_new_tokens=self._max_new_tokens, advance=advance)
         return reply_rows(
-            self.info.task, self.item_ids, prompts=prompts, replies=replies, judge=self.judge
+            self.info.task,
+            [self.item_ids[number] for number in numbers],
+            prompts=prompts,
+            replies=replies,
+            judge=lambda place, text: self.judge(numbers[place], text),
         )
+
+    def cost(self, engine: Engine) -> Cost:
+        """Tokens of all prompts, and of their replies at full length."""
+        prompts = self._prompts(engine, range(len(self._docs)))
+        return Cost(read=sum(map(len, prompts)), written=len(prompts) * self._max_new_tokens)
+
+    def item_text(self, number: int) -> str:
+        """The prompt; there is no one right answer."""
+        return str(self._task.doc_to_text(self._docs[number]))
+
+    def _prompts(self, engine: Engine, numbers: Sequence[int]) -> list[list[int]]:
+        return [
+            chat_prompt(engine.tokenizer, [{"role": "user", "content": self.item_text(number)}])
+            for number in numbers
+        ]
 
     def judge(self, number: int, text: str) -> Verdict:
         """What lm-eval's checker says about a reply to the prompt of that number."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kit.evaluation.task import Verdict, reply_rows
+from kit.evaluation.task import Cost, Verdict, reply_rows
 from kit.models.chat import chat_prompt
 from kit.models.lilliput.rules import follows, instruction_items
 from kit.progress import Advance, silent
@@ -35,18 +36,35 @@ class LilliputRules:
         )
         self._items = instruction_items("held", count, seed)
         self.item_ids = tuple(f"{item.rule}/{n}" for n, item in enumerate(self._items))
+        self.chunk = 128
         self._max_new_tokens = max_new_tokens
 
-    def run(self, engine: Engine, advance: Advance = silent) -> list[ItemRow]:
-        """Ask every instruction as a chat turn."""
-        prompts = [
-            chat_prompt(engine.tokenizer, [{"role": "user", "content": item.prompt}])
-            for item in self._items
-        ]
+    def item_text(self, number: int) -> str:
+        """The instruction; there is no one right answer."""
+        return self._items[number].prompt
+
+    def run(
+        self, engine: Engine, numbers: Sequence[int], advance: Advance = silent
+    ) -> list[ItemRow]:
+        """Ask the instructions of these numbers as chat turns."""
+        prompts = self._prompts(engine, numbers)
         replies = engine.generate(prompts, max_new_tokens=self._max_new_tokens, advance=advance)
         return reply_rows(
-            self.info.task, self.item_ids, prompts=prompts, replies=replies, judge=self._judge
+            self.info.task,
+            [self.item_ids[number] for number in numbers],
+            prompts=prompts,
+            replies=replies,
+            judge=lambda place, text: self._judge(numbers[place], text),
         )
+
+    def cost(self, engine: Engine) -> Cost:
+        """Tokens of all prompts, and of replies at their longest."""
+        prompts = self._prompts(engine, range(len(self._items)))
+        return Cost(read=sum(map(len, prompts)), written=len(prompts) * self._max_new_tokens)
+
+    def _prompts(self, engine: Engine, numbers: Sequence[int]) -> list[list[int]]:
+        turns = ([{"role": "user", "content": self._items[n].prompt}] for n in numbers)
+        return [chat_prompt(engine.tokenizer, turn) for turn in turns]
 
     def _judge(self, number: int, text: str) -> Verdict:
         passed = follows(self._items[number], text)

@@ -1,9 +1,9 @@
-"""Run tasks on one stack, and prove that every item was counted once."""
+"""Run tasks on one stack chunk by chunk, and prove that every item was counted once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 from kit.errors import RecipeError
 from kit.evaluation.engine import Engine
@@ -11,13 +11,23 @@ from kit.evaluation.task import Task
 from kit.progress import Advance, silent
 from kit.runs.records import ItemRow
 
-TaskProgress = Callable[[str, int, int], None]
-"""Called with a task's name, its items done so far, and all its items."""
+Numbers = tuple[int, ...]
+"""Numbers of the items of one chunk."""
 
 
-def measure(
-    engine: Engine, tasks: Sequence[Task], *, progress: TaskProgress | None = None
-) -> list[ItemRow]:
+def chunks(task: Task, numbers: Sequence[int] | None = None) -> Iterator[Numbers]:
+    """The items of a task in pieces that are measured together.
+
+    Args:
+        task: says how large they are.
+        numbers: the items, in the order in which they are measured; None: all.
+    """
+    wanted = range(len(task.item_ids)) if numbers is None else numbers
+    for start in range(0, len(wanted), task.chunk):
+        yield tuple(wanted[start : start + task.chunk])
+
+
+def measure(engine: Engine, tasks: Sequence[Task]) -> list[ItemRow]:
     """Measure every item of every task once.
 
     An item that cannot be measured is a row with status `error` and does not stop the others.
@@ -25,10 +35,32 @@ def measure(
     Args:
         engine: asks the stack's model.
         tasks: with different names; their rows follow each other in this order.
-        progress: told whenever items of a task are done.
 
     Raises:
         RecipeError: two tasks have the same name.
+    """
+    check_names(tasks)
+    rows: list[ItemRow] = []
+    for task in tasks:
+        for numbers in chunks(task):
+            rows += measure_chunk(engine, task, numbers)
+    return rows
+
+
+def measure_chunk(
+    engine: Engine, task: Task, numbers: Numbers, *, advance: Advance = silent
+) -> list[ItemRow]:
+    """Measure these items of a task, and check what comes back."""
+    rows = task.run(engine, numbers, advance)
+    check_rows(task, numbers, rows)
+    return rows
+
+
+def check_names(tasks: Sequence[Task]) -> None:
+    """See that no two tasks have the same name.
+
+    Raises:
+        RecipeError: two have.
     """
     names = [task.info.task for task in tasks]
     if len(set(names)) < len(names):
@@ -36,19 +68,14 @@ def measure(
         raise RecipeError(
             f"two tasks are named {twice!r}", where="evaluate", fix="name each set once"
         )
-    rows: list[ItemRow] = []
-    for task in tasks:
-        measured = task.run(engine, _counting(task, progress) if progress else silent)
-        check_rows(task, measured)
-        rows += measured
-    return rows
 
 
-def check_rows(task: Task, rows: Sequence[ItemRow]) -> None:
-    """Assert that the rows are the task's items: each once, in order, with all of its metrics."""
+def check_rows(task: Task, numbers: Sequence[int], rows: Sequence[ItemRow]) -> None:
+    """Assert that the rows are these items: each once, in order, with all of its metrics."""
     info, items = task.info, [row.item for row in rows]
     assert len(set(task.item_ids)) == len(task.item_ids), f"{info.task}: an item id stands twice"
-    assert items == list(task.item_ids), f"{info.task}: rows are not the items: {items[:5]} ..."
+    wanted = [task.item_ids[number] for number in numbers]
+    assert items == wanted, f"{info.task}: rows are not the items: {items[:5]} ..."
     is_text = info.unit == "bits per byte"
     allowed = {"scored", "error"} if is_text else {"correct", "wrong", "truncated", "error"}
     for row in rows:
@@ -61,14 +88,3 @@ def check_rows(task: Task, rows: Sequence[ItemRow]) -> None:
         for name, (numerator, denominator) in row.scores.items():
             good = math.isfinite(numerator) and math.isfinite(denominator) and denominator > 0
             assert good, f"{where}: {name} is {numerator} / {denominator}"
-
-
-def _counting(task: Task, progress: TaskProgress) -> Advance:
-    done_so_far = 0
-
-    def advance(done: int, note: str = "") -> None:
-        nonlocal done_so_far
-        done_so_far += done
-        progress(task.info.task, done_so_far, len(task.item_ids))
-
-    return advance

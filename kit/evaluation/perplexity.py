@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kit.data.tokens import document_bos_id, tokenize_texts
 from kit.errors import DataError
-from kit.evaluation.task import error_row, prompt_hash
+from kit.evaluation.task import Cost, error_row, prompt_hash
 from kit.models.tokenizer import document_end
 from kit.progress import Advance, silent
 from kit.runs.records import ItemRow, Role, TaskInfo
@@ -81,6 +81,7 @@ class TextTask:
             unit="bits per byte",
         )
         self.item_ids = tuple(document.id for document in documents)
+        self.chunk = 64
         self._texts = [document.text for document in documents]
         self._start = start
         self._bytes = [
@@ -89,17 +90,26 @@ class TextTask:
         ]
         _check_names(self.item_ids, where=name)
 
-    def run(self, engine: Engine, advance: Advance = silent) -> list[ItemRow]:
-        """Measure every document once."""
+    def item_text(self, number: int) -> str:
+        """The document."""
+        return self._texts[number]
+
+    def run(
+        self, engine: Engine, numbers: Sequence[int], advance: Advance = silent
+    ) -> list[ItemRow]:
+        """Measure the documents of these numbers."""
         first = start_id(engine.tokenizer) if self._start is None else self._start
-        given = [[first, *ids.tolist()] for ids in tokenize_texts(engine.tokenizer, self._texts)]
+        texts = [self._texts[number] for number in numbers]
+        given = [[first, *ids.tolist()] for ids in tokenize_texts(engine.tokenizer, texts)]
         losses = engine.nll(given, advance=advance)
         return [
-            self._row(item, ids, nll=nll, num_bytes=num_bytes)
-            for item, ids, nll, num_bytes in zip(
-                self.item_ids, given, losses, self._bytes, strict=True
-            )
+            self._row(self.item_ids[number], ids, nll=nll, num_bytes=self._bytes[number])
+            for number, ids, nll in zip(numbers, given, losses, strict=True)
         ]
+
+    def cost(self, engine: Engine) -> Cost:
+        """Tokens of all documents."""
+        return Cost(read=sum(map(len, tokenize_texts(engine.tokenizer, self._texts))))
 
     def _row(self, item: str, ids: list[int], *, nll: list[float], num_bytes: int) -> ItemRow:
         assert len(nll) == len(ids) - 1, f"{item}: {len(nll)} losses for {len(ids) - 1} tokens"

@@ -2,19 +2,21 @@
 
     contains   an accepted answer stands in the reply as whole words
     exact      the reply is an accepted answer and nothing else
+    f1         words in common, of the accepted answer that has most
 
-Both compare normalised texts, after SQuAD's evaluation (arXiv 1606.05250), as `normalise` says.
+All compare normalised texts, after SQuAD's evaluation (arXiv 1606.05250), as `normalise` says.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from kit.errors import DataError
-from kit.evaluation.task import Verdict, reply_rows
+from kit.evaluation.task import Cost, Verdict, reply_rows
 from kit.models.chat import chat_prompt
 from kit.progress import Advance, silent
 from kit.runs.records import ItemRow, TaskInfo
@@ -81,17 +83,29 @@ class QuestionTask:
             task=name,
             title=title,
             role="knowledge",
-            metrics=("contains", "exact"),
+            metrics=("contains", "exact", "f1"),
             better="higher",
             chance=_mean_chance(items),
         )
         self.item_ids = tuple(item.id for item in items)
+        self.chunk = 128
         self._items, self._form, self._max_new_tokens = list(items), form, max_new_tokens
         _check_questions(self._items, where=name)
 
-    def run(self, engine: Engine, advance: Advance = silent) -> list[ItemRow]:
-        """Ask every question once."""
+    def item_text(self, number: int) -> str:
+        """The question and its first answer."""
+        return f"{self._items[number].question} {self._items[number].answers[0]}"
+
+    def cost(self, engine: Engine) -> Cost:
+        """Tokens of all prompts, and of replies at their longest."""
         prompts = [self._prompt(engine.tokenizer, item.question) for item in self._items]
+        return Cost(read=sum(map(len, prompts)), written=len(prompts) * self._max_new_tokens)
+
+    def run(
+        self, engine: Engine, numbers: Sequence[int], advance: Advance = silent
+    ) -> list[ItemRow]:
+        """Ask the questions of these numbers."""
+        prompts = [self._prompt(engine.tokenizer, self._items[n].question) for n in numbers]
         replies = engine.generate(
             prompts,
             max_new_tokens=self._max_new_tokens,
@@ -99,7 +113,11 @@ class QuestionTask:
             advance=advance,
         )
         return reply_rows(
-            self.info.task, self.item_ids, prompts=prompts, replies=replies, judge=self._judge
+            self.info.task,
+            [self.item_ids[number] for number in numbers],
+            prompts=prompts,
+            replies=replies,
+            judge=lambda place, text: self._judge(numbers[place], text),
         )
 
     def _prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
@@ -114,7 +132,11 @@ class QuestionTask:
         answers = self._items[number].answers
         passed = any(contains(reply, answer) for answer in answers)
         exact = any(is_exactly(reply, answer) for answer in answers)
-        return Verdict(passed, {"contains": (float(passed), 1.0), "exact": (float(exact), 1.0)})
+        shared = max(token_f1(reply, answer) for answer in answers)
+        return Verdict(
+            passed,
+            {"contains": (float(passed), 1.0), "exact": (float(exact), 1.0), "f1": (shared, 1.0)},
+        )
 
 
 def normalise(text: str, *, keep_articles: bool = False) -> str:
@@ -140,6 +162,22 @@ def is_exactly(reply: str, answer: str) -> bool:
     """Whether the reply is the answer and nothing else."""
     given, wanted = _comparable(reply, answer)
     return bool(wanted) and given == wanted
+
+
+def token_f1(reply: str, answer: str) -> float:
+    """Harmonic mean of the shares of common words in the reply and in the answer (SQuAD's F1).
+
+    In scripts without blanks between words, characters are compared.
+    """
+    given, wanted = _comparable(reply, answer)
+    if _UNSPACED.search(wanted):
+        given, wanted = " ".join(given.replace(" ", "")), " ".join(wanted.replace(" ", ""))
+    words, right = Counter(given.split()), Counter(wanted.split())
+    common = (words & right).total()
+    if not common:
+        return 0.0
+    precision, recall = common / words.total(), common / right.total()
+    return 2 * precision * recall / (precision + recall)
 
 
 def _comparable(reply: str, answer: str) -> tuple[str, str]:

@@ -42,6 +42,16 @@ class Verdict:
     """Why the checker could not say; empty when it could."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Work in tokens."""
+
+    read: int = 0
+    """Scored, or read as a prompt."""
+    written: int = 0
+    """Of replies, at most."""
+
+
 class Task(Protocol):
     """Something to measure on any stack; its items are the same for all of them."""
 
@@ -51,10 +61,26 @@ class Task(Protocol):
 
     @property
     def item_ids(self) -> tuple[str, ...]:
-        """Its items, unique, in the order of the rows that `run` returns."""
+        """Its items, unique."""
 
-    def run(self, engine: Engine, advance: Advance = silent) -> list[ItemRow]:
-        """Measure every item once; one row for each of `item_ids`, in that order."""
+    @property
+    def chunk(self) -> int:
+        """Items that are measured together.
+
+        What stands in one batch rounds together, so a stop and a resume give identical rows only
+        where the borders of the batches depend on nothing but the task.
+        """
+
+    def run(
+        self, engine: Engine, numbers: Sequence[int], advance: Advance = silent
+    ) -> list[ItemRow]:
+        """Measure the items of these numbers; one row for each, in this order."""
+
+    def cost(self, engine: Engine) -> Cost:
+        """Tokens that all items take on one stack, replies at their full length."""
+
+    def item_text(self, number: int) -> str:
+        """Question and right answer as plain text, to look for in the training text."""
 
 
 def prompt_hash(given: str | Sequence[int]) -> str:

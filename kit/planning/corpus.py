@@ -39,9 +39,10 @@ def missing_files(recipe: Recipe) -> list[str]:
 
     Checkpoints are not looked at here: a plan can do without them.
     """
+    corpus = recipe.corpus
     named: list[tuple[str, Sequence[str]]] = [
-        ("corpus.sources", recipe.corpus.sources),
-        ("corpus.heldout.sources", recipe.corpus.heldout.sources or ()),
+        ("corpus.sources", corpus.sources if corpus else ()),
+        ("corpus.heldout.sources", (corpus.heldout.sources if corpus else None) or ()),
         ("general.sources", recipe.general.sources),
         ("sft.sources", recipe.sft.sources if recipe.sft else ()),
     ]
@@ -118,13 +119,15 @@ def count_corpus(recipe: Recipe, *, tokenizer_file: Path | None = None) -> Corpu
         tokenizer_file: a `tokenizer.json`; None or unreadable: tokens are estimated from bytes.
 
     Returns:
-        None for a corpus on the hub, which a plan does not download.
+        None without a corpus, and for one on the hub, which a plan does not download.
 
     Raises:
         DataError: files are missing, or the text cannot be read or split.
     """
     check_files(recipe)
     section = recipe.corpus
+    if section is None:
+        return None
     if any(s.startswith("hub:") for s in [*section.sources, *(section.heldout.sources or [])]):
         return None
     _, split = read_corpus(section)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kit.hardware import PASS_TOKENS
 from kit.models.shapes import ModelShape
 from kit.planning.cards import Card
 from kit.recipe.schema import Quantization
@@ -153,7 +154,7 @@ def estimate_measuring(
         shape: the model.
         quantization: how the weights are held; `16bit` for a dequantised copy to decode with.
         compute_bytes: bytes per activation.
-        batch_size: rows per forward pass.
+        batch_size: replies that are written side by side.
         row_tokens: tokens per row, prompt and reply together.
         device: `cuda` or `cpu`.
     """
@@ -169,7 +170,7 @@ def estimate_measuring(
         ),
         Part(
             name="activations",
-            size_bytes=tokens * live * compute_bytes,
+            size_bytes=min(tokens, PASS_TOKENS[device]) * live * compute_bytes,
             how="one layer at a time",
         ),
         Part(

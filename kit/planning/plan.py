@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import RecipeError
+from kit.hardware import SLOTS
 from kit.models.pairs import FoundShape
 from kit.models.shapes import ModelShape
 from kit.planning import doctor
@@ -34,6 +35,7 @@ from kit.planning.work import (
     training_loads,
 )
 from kit.recipe.schema import Recipe
+from kit.recipe.suites import with_suite
 from kit.units import show_bytes, show_count, show_seconds
 
 SFT_TOKENS = 300
@@ -195,13 +197,13 @@ def _measuring(recipe: Recipe, shape: ModelShape | None, card: Card) -> tuple[st
             held, words = "16bit", f"with a dequantised copy ({show_bytes(copy)})"
         else:
             words = f"with 4-bit weights: a copy of {show_bytes(copy)} would not fit well"
-    evaluate = recipe.evaluate
+    evaluate = with_suite(recipe.evaluate)
     new_tokens = evaluate.ifeval.max_new_tokens if evaluate.ifeval else 0
     need = estimate_measuring(
         shape,
         quantization=held,
         compute_bytes=width,
-        batch_size=evaluate.batch_size,
+        batch_size=evaluate.batch_size or SLOTS[card.device],
         row_tokens=max(evaluate.seq_len, 256 + new_tokens),
         device=card.device,
     ).total_bytes
@@ -232,7 +234,7 @@ def _measuring_time(recipe: Recipe, shape: ModelShape | None, card: Card) -> Tim
     """Replies of full length for every generated item of every stack."""
     if shape is None:
         return None
-    evaluate, rows = recipe.evaluate, []
+    evaluate, rows = with_suite(recipe.evaluate), []
     if evaluate.ifeval:
         rows.append((evaluate.ifeval.prompts or 541, evaluate.ifeval.max_new_tokens))
     if evaluate.lilliput_rules:
@@ -241,7 +243,11 @@ def _measuring_time(recipe: Recipe, shape: ModelShape | None, card: Card) -> Tim
     seconds = 0.0
     for count, length in rows:
         one = generation_time(
-            shape, card, rows=count, new_tokens=length, batch_size=evaluate.batch_size
+            shape,
+            card,
+            rows=count,
+            new_tokens=length,
+            batch_size=evaluate.batch_size or SLOTS[card.device],
         )
         if one is None:
             return None

@@ -10,6 +10,7 @@ from kit.planning.cards import Card
 from kit.planning.memory import Verdict
 from kit.planning.work import Budget
 from kit.recipe.schema import Recipe
+from kit.recipe.suites import with_suite
 
 SMALL_PARAMETERS = 1_600_000_000
 """Models that are sold as 1.5B have 1.54 billion."""
@@ -88,7 +89,7 @@ def _about_study(recipe: Recipe) -> Iterator[str]:
 
 
 def _about_measurements(recipe: Recipe) -> Iterator[str]:
-    evaluate = recipe.evaluate
+    evaluate = with_suite(recipe.evaluate)
     if evaluate.ifeval is None and evaluate.lilliput_rules is None:
         yield "instruction following is not measured: set evaluate.ifeval"
     if not evaluate.questions:

@@ -72,6 +72,31 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     path = Path(path)
     own = read_document(path)
     document, notes = _extended(own, path)
+    return _resolved(document, notes, path=path, overrides=overrides)
+
+
+def recipe_of(data: dict[str, Any], overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """A recipe from plain data, as `read_recipe` reads one from a file.
+
+    Raises:
+        RecipeError: one message that lists every error.
+    """
+    return _resolved(Document(data, {}), [], path=Path("the command line"), overrides=overrides)
+
+
+def with_overrides(loaded: LoadedRecipe, overrides: Sequence[str]) -> LoadedRecipe:
+    """The same recipe with further changes.
+
+    Raises:
+        RecipeError: one message that lists every error.
+    """
+    data = loaded.recipe.model_dump(mode="json")
+    return _resolved(Document(data, {}), list(loaded.notes), path=loaded.path, overrides=overrides)
+
+
+def _resolved(
+    document: Document, notes: list[str], *, path: Path, overrides: Sequence[str]
+) -> LoadedRecipe:
     for override in overrides:
         document, note = _overridden(document, override)
         notes.append(note)

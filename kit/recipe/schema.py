@@ -27,6 +27,7 @@ Tokens = Annotated[int, BeforeValidator(parse_tokens, json_schema_input_type=int
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+SuiteName = Literal["quick", "standard", "full"]
 
 
 class Section(BaseModel):
@@ -231,9 +232,32 @@ class Questions(Section):
     """Longest reply."""
 
 
-class Evaluate(Section):
-    """What is measured. Bits per byte of held-out and general text are always measured."""
+class Benchmark(Section):
+    """One of lm-eval's tasks or groups: its own prompts, filters and metrics."""
 
+    limit: Positive | None = 200
+    """At most so many items, spread evenly; the tasks of a group share them. None: all."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Worked examples before each question. None: as the task has it."""
+    fewshot: Literal["default", "first_n"] = "default"
+    """The task's own choice of examples, or the same first ones for every question (faster)."""
+    chat: bool = False
+    """Ask through the chat template; lm-eval's published numbers are mostly without."""
+    max_new_tokens: Positive | None = None
+    """Longest reply where the task asks for one. None: as the task has it."""
+
+
+class Evaluate(Section):
+    """What is measured."""
+
+    text: bool = True
+    """Measure bits per byte of held-out and of general text."""
+    suite: SuiteName | None = None
+    """A ready set of benchmarks; what stands beside it in the recipe wins."""
+    benchmarks: dict[str, Benchmark] = {}
+    """lm-eval's tasks by name: `arc_easy`, `mmlu`, `gsm8k`."""
+    data_dir: str | None = None
+    """Folder with the benchmarks' data as jsonl. None: from the hub or its cache."""
     ifeval: IFEval | None = None
     """IFEval, for real models."""
     lilliput_rules: Positive | None = None
@@ -242,8 +266,8 @@ class Evaluate(Section):
     """Sets of questions about the new text, by name."""
     seq_len: Positive = 1024
     """Longest piece of text scored at once; longer documents are scored in pieces."""
-    batch_size: Positive = 16
-    """Rows per forward pass while measuring."""
+    batch_size: Positive | None = None
+    """Replies written side by side. None: as many as the hardware does well."""
     max_heldout_documents: Positive = 200
     """At most so many held-out documents are measured, the first ones."""
 
@@ -255,8 +279,8 @@ class Recipe(Section):
     """Names the run directory."""
     models: Models
     """The pair."""
-    corpus: Corpus
-    """The new text."""
+    corpus: Corpus | None = None
+    """The new text; needed by every arm that trains."""
     general: GeneralText = GeneralText()
     """The old text."""
     lora: Lora = Lora()
@@ -276,6 +300,9 @@ class Recipe(Section):
         others = [arm for arm in self.study.arms if arm not in on_instruct]
         if others and self.models.base is None:
             raise ValueError(f"study.arms {others} need models.base, which is not set")
+        learning = [a for a in self.study.arms if a not in ("instruct", "base", "residual-only")]
+        if learning and self.corpus is None:
+            raise ValueError(f"study.arms {learning} need a section corpus, which is not there")
         if "cpt-sft" in self.study.arms and self.sft is None:
             raise ValueError("study.arms has cpt-sft, which needs a section sft")
         if self.train.tokens_per_step < self.train.seq_len * self.train.micro_batch_size:

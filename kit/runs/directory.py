@@ -4,6 +4,7 @@ run.json            the recipe's fingerprint, versions, decisions
 recipe.yaml         the resolved recipe
 stages/NAME/        one finished stage, with done.json written last
 stages/.NAME.part/  one that was under way; a kill leaves it, the next run removes it
+partial/NAME.jsonl  rows of a measurement under way; a kill leaves them, the next run goes on
 report.md .html     written at the end, and by `kit report`
 """
 
@@ -127,6 +128,10 @@ class RunDirectory:
         """Where a stage's files are."""
         return self.stages / name
 
+    def partial_path(self, name: str) -> Path:
+        """Where rows of a measurement under way are kept."""
+        return self.root / "partial" / f"{name}.jsonl"
+
     def is_done(self, name: str, fingerprint: str) -> bool:
         """Whether a stage was finished with the very same inputs and settings."""
         marker = self.stage_folder(name) / "done.json"
@@ -153,6 +158,7 @@ class RunDirectory:
             if target.exists():
                 shutil.rmtree(target)
             part.replace(target)
+            self.partial_path(name).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

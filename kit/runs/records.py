@@ -20,7 +20,7 @@ from kit.errors import RunDirectoryError
 SCHEMA_VERSION = 1
 
 Status = Literal["correct", "wrong", "scored", "truncated", "error"]
-Role = Literal["new_text", "general_text", "instructions", "knowledge"]
+Role = Literal["new_text", "general_text", "instructions", "ability", "knowledge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,10 @@ class Measurement:
 
 
 def write_measurement(folder: Path, measurement: Measurement) -> None:
-    """Write `measurement.json` and `rows.jsonl` into a folder that is not in use yet."""
+    """Write `measurement.json` and `eval.jsonl` into a folder that is not in use yet."""
     about = asdict(measurement)
     rows = about.pop("rows")
-    append_jsonl(folder / "rows.jsonl", rows)
+    append_jsonl(folder / "eval.jsonl", rows)
     about["schema_version"] = SCHEMA_VERSION
     (folder / "measurement.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -115,11 +115,14 @@ def read_measurement(folder: Path) -> Measurement:
     about["tasks"] = tuple(
         TaskInfo(**{**task, "metrics": tuple(task["metrics"])}) for task in about["tasks"]
     )
-    rows = []
-    for row in read_jsonl(folder / "rows.jsonl"):
-        row["scores"] = {name: (pair[0], pair[1]) for name, pair in row["scores"].items()}
-        rows.append(ItemRow(**row))
-    return Measurement(rows=tuple(rows), **about)
+    rows = tuple(item_row(row) for row in read_jsonl(folder / "eval.jsonl"))
+    return Measurement(rows=rows, **about)
+
+
+def item_row(row: dict[str, Any]) -> ItemRow:
+    """A row as it was read from a JSON-lines file."""
+    scores = {name: (pair[0], pair[1]) for name, pair in row["scores"].items()}
+    return ItemRow(**{**row, "scores": scores})
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

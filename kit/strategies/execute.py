@@ -17,6 +17,7 @@ from kit.strategies.catalog import stages
 from kit.strategies.runners import RUNNERS
 from kit.strategies.stages import ExtractResidual, Measure, PrepareText, Stage, TrainCpt, TrainSft
 from kit.strategies.study import Shelf, Study
+from kit.strategies.targets import measured_with
 from kit.units import show_seconds
 
 
@@ -116,17 +117,6 @@ def stage_fingerprints(study: Study, todo: list[Stage]) -> dict[str, str]:
             }
         )
     return found
-
-
-def measured_with(study: Study) -> dict[str, Any]:
-    """What the rows of every measurement depend on, beside the stack and the text."""
-    return {
-        "evaluate": study.recipe.evaluate.model_dump(mode="json"),
-        "asked": study.asked_fingerprint,
-        "quantization": study.recipe.models.quantization,
-        "compute_dtype": study.hardware.compute_dtype,
-        "checkpoints": study.fingerprints,
-    }
 
 
 def _part(study: Study, stage: Stage) -> dict[str, Any]:

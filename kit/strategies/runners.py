@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +17,8 @@ from kit.data.budget import blocks_for_budget
 from kit.models.pair_check import check_pair
 from kit.progress import counted
 from kit.runs.directory import RunDirectory, write_json
-from kit.runs.records import Measurement, write_measurement
-from kit.strategies.measuring import build_tasks, measure_model
+from kit.runs.records import write_measurement
+from kit.strategies.measuring import all_chunks, text_tasks
 from kit.strategies.stages import (
     ComparePair,
     ExtractResidual,
@@ -32,7 +31,14 @@ from kit.strategies.stages import (
     Where,
 )
 from kit.strategies.study import Shelf, Study
-from kit.strategies.text import GENERAL, HELDOUT, open_blocks, write_text_stage
+from kit.strategies.targets import (
+    Target,
+    check_contamination,
+    finished,
+    measure_target,
+    open_rows,
+)
+from kit.strategies.text import open_blocks, write_text_stage
 from kit.training.options import BatchSize, LoraOptions, Schedule, TrainResult
 from kit.units import show_bytes, show_count
 
@@ -161,33 +167,22 @@ def measure_stage(
     stage: Measure, study: Study, shelf: Shelf, runs: RunDirectory, folder: Path
 ) -> str:
     """Every task on one stack."""
-    started = time.monotonic()
-    evaluate = study.recipe.evaluate
-    text = runs.stage_folder("text")
-    tasks = build_tasks(evaluate, heldout=text / HELDOUT, general=text / GENERAL)
-    model, stack = shelf.model(stage.checkpoint), stack_of(stage, runs)
-    rows = measure_model(
-        model,
-        study.tokenizer("instruct"),
-        stack.combined(study.folders),
-        tasks=tasks,
-        evaluate=evaluate,
-        progress=study.progress,
-    )
-    measurement = Measurement(
+    stack, text = stack_of(stage, runs), runs.stage_folder("text")
+    target = Target(
         arm=stage.arm,
         label=stage.label,
         seed=stage.seed,
-        stack=str(stack),
+        stack=stack,
         settings=stage.settings,
-        trained_tokens=_trained_tokens(stage, runs),
-        decode=shelf.decode,
-        seconds=time.monotonic() - started,
-        tasks=tuple(task.info for task in tasks),
-        rows=tuple(rows),
+        trained_tokens=trained_tokens(stage, runs),
     )
+    tasks = [*text_tasks(text), *study.asking]
+    check_contamination(study, tasks, runs)
+    rows = open_rows(study, runs, stage.name, target, text=text)
+    measure_target(target, shelf, tasks=tasks, todo=all_chunks(tasks), rows=rows)
+    measurement = finished(target, shelf, tasks=tasks, rows=rows)
     write_measurement(folder, measurement)
-    return f"{len(rows)} items on {measurement.stack}"
+    return f"{len(measurement.rows)} items on {measurement.stack}"
 
 
 def stack_of(stage: Measure, runs: RunDirectory) -> Stack:
@@ -201,7 +196,8 @@ def stack_of(stage: Measure, runs: RunDirectory) -> Stack:
     )
 
 
-def _trained_tokens(stage: Measure, runs: RunDirectory) -> dict[str, int]:
+def trained_tokens(stage: Measure, runs: RunDirectory) -> dict[str, int]:
+    """Tokens that bore loss in the trainings below a stack, by kind."""
     found: dict[str, int] = {}
     for layer in stage.layers:
         about = runs.stage_folder(layer.stage) / "training.json"

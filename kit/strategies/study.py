@@ -6,13 +6,14 @@ import gc
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kit.data.chats import read_chats
-from kit.data.questions import read_questions
 from kit.data.sources import DocumentSet, read_documents
 from kit.data.splits import Split
 from kit.errors import DataError
+from kit.evaluation.engine import Engine
+from kit.evaluation.task import Task
 from kit.hardware import Hardware, detect
 from kit.models.chat import Messages, check_chat_template
 from kit.models.loading import dequantize, load_model, resolve_source
@@ -21,10 +22,10 @@ from kit.models.tokenizer import document_end, load_tokenizer, padding_id
 from kit.models.weights import weights_fingerprint
 from kit.planning.corpus import read_corpus
 from kit.progress import Progress
-from kit.recipe.schema import Recipe
+from kit.recipe.schema import Evaluate, Recipe
+from kit.recipe.suites import with_suite
 from kit.runs.provenance import fingerprint
 from kit.strategies.measuring import asking_tasks
-from kit.strategies.stages import Where
 from kit.units import show_bytes
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Study:
 
     recipe: Recipe
     progress: Progress
+    others: dict[str, str] = field(default_factory=dict)
+    """Further checkpoints to measure: a name for each, and its source."""
     decisions: list[str] = field(default_factory=list)
     """Every choice that was made for the user, with its reason; each is printed once."""
 
@@ -58,24 +61,23 @@ class Study:
         return found
 
     @cached_property
-    def folders(self) -> dict[Where, Path]:
-        """Local folders of the checkpoints that the recipe names."""
+    def folders(self) -> dict[str, Path]:
+        """Local folders of the checkpoints, by name."""
         models = self.recipe.models
-        trust = models.trust_remote_code
-        found: dict[Where, Path] = {
-            "instruct": resolve_source(models.instruct, trust_remote_code=trust)
+        sources = {"instruct": models.instruct, "base": models.base, **self.others}
+        return {
+            name: resolve_source(source, trust_remote_code=models.trust_remote_code)
+            for name, source in sources.items()
+            if source is not None
         }
-        if models.base is not None:
-            found["base"] = resolve_source(models.base, trust_remote_code=trust)
-        return found
 
     @cached_property
-    def weights(self) -> dict[Where, str]:
+    def weights(self) -> dict[str, str]:
         """Fingerprints of the checkpoints' weights."""
         return {where: weights_fingerprint(folder) for where, folder in self.folders.items()}
 
     @cached_property
-    def fingerprints(self) -> dict[Where, str]:
+    def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the checkpoints: weights, config, tokenizer, chat template."""
         return {
             where: fingerprint([self.weights[where], _small_files(folder)])
@@ -89,16 +91,21 @@ class Study:
         return [] if sft is None else read_chats(sft.sources, limit=sft.examples)
 
     @cached_property
-    def asked_fingerprint(self) -> str:
-        """Of the contents of everything that the model is asked."""
-        evaluate = self.recipe.evaluate
-        sets = {name: read_questions(q.sources) for name, q in evaluate.questions.items()}
-        asked: dict[str, Any] = {name: [asdict(q) for q in items] for name, items in sets.items()}
-        if evaluate.ifeval is not None and evaluate.ifeval.data is not None:
-            asked["ifeval"] = Path(evaluate.ifeval.data).read_text("utf-8")
-        return fingerprint(asked)
+    def asking(self) -> list[Task]:
+        """The tasks that are the same for every corpus: benchmarks, instructions, questions."""
+        return asking_tasks(self.evaluate, decide=self.decide)
 
-    def tokenizer(self, where: Where) -> PreTrainedTokenizerBase:
+    @cached_property
+    def asked_fingerprint(self) -> str:
+        """Of the contents of everything that the model is asked, beside the corpus."""
+        return fingerprint(
+            [
+                [asdict(task.info), [task.item_text(n) for n in range(len(task.item_ids))]]
+                for task in self.asking
+            ]
+        )
+
+    def tokenizer(self, where: str) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer."""
         if where not in self._tokenizers:
             self._tokenizers[where] = load_tokenizer(
@@ -107,8 +114,12 @@ class Study:
         return self._tokenizers[where]
 
     @cached_property
-    def _tokenizers(self) -> dict[Where, PreTrainedTokenizerBase]:
+    def _tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
         return {}
+
+    def asking_tokenizer(self, where: str) -> PreTrainedTokenizerBase:
+        """What a checkpoint is asked with: in a pair the instruct model's, for the same prompts."""
+        return self.tokenizer("instruct" if where == "base" else where)
 
     @property
     def text_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -132,12 +143,18 @@ class Study:
     @cached_property
     def corpus(self) -> tuple[DocumentSet, Split]:
         """The new text, and the same in two: to train on, and held out."""
+        assert self.recipe.corpus is not None, "this recipe has no corpus"
         return read_corpus(self.recipe.corpus)
 
     @property
     def split(self) -> Split:
-        """The corpus in two."""
-        return self.corpus[1]
+        """The corpus in two; both are empty without one."""
+        return self.corpus[1] if self.recipe.corpus is not None else Split((), (), 0, "no corpus")
+
+    @cached_property
+    def evaluate(self) -> Evaluate:
+        """What is measured, the suite filled in."""
+        return with_suite(self.recipe.evaluate)
 
     @cached_property
     def general(self) -> DocumentSet:
@@ -151,7 +168,8 @@ class Study:
             KitError: the first thing that is wrong.
         """
         text = sum(len(document.text.encode()) for document in self.split.train)
-        if text < self.recipe.train.seq_len:  # a token is at least a byte
+        # A token is at least a byte.
+        if self.recipe.corpus is not None and text < self.recipe.train.seq_len:
             raise DataError(
                 f"the text to learn has {text} bytes, less than one block of "
                 f"{self.recipe.train.seq_len} tokens",
@@ -161,13 +179,13 @@ class Study:
         _ = self.general
         if "cpt-sft" in self.recipe.study.arms:
             _ = self.chats
-        asking_tasks(self.recipe.evaluate)
+        _ = self.asking
         check_chat_template(self.tokenizer("instruct"))
         if "base" in self.folders:
             require_pair(self.folders["base"], self.folders["instruct"])
         _ = self.padding
 
-    def load(self, where: Where) -> PreTrainedModel:
+    def load(self, where: str) -> PreTrainedModel:
         """A fresh copy of a checkpoint, as the recipe wants it held."""
         return load_model(
             self.folders[where],
@@ -182,24 +200,33 @@ class Shelf:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self._where: Where | None = None
-        self._model: PreTrainedModel | None = None
+        self._where: str | None = None
+        self._engine: Engine | None = None
         self.decode = ""
 
-    def model(self, where: Where) -> PreTrainedModel:
+    def engine(self, where: str) -> Engine:
         """The checkpoint, ready to measure; what was on the shelf before is let go."""
-        if self._where != where or self._model is None:
+        if self._where != where or self._engine is None:
             self.clear()
-            self._model = self.study.load(where)
+            model = self.study.load(where)
+            self.decode = self._prepare(model)
+            evaluate = self.study.evaluate
             self._where = where
-            self.decode = self._prepare(self._model)
-        return self._model
+            self._engine = Engine(
+                model,
+                self.study.asking_tokenizer(where),
+                batch_size=evaluate.batch_size,
+                max_length=evaluate.seq_len,
+            )
+            if why := self._engine.plain_because:
+                self.study.decide(f"common prefixes are computed again for every item: {why}")
+        return self._engine
 
     def clear(self) -> None:
         """Let the model go and give its memory back."""
         import torch
 
-        self._model, self._where = None, None
+        self._engine, self._where = None, None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
