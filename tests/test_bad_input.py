@@ -139,15 +139,15 @@ def peft_adapter(place: Path, base: Path, name: str, **options) -> Path:
 def test_adapters_that_are_no_plain_delta(place, pico_pair, name, options):
     adapter = peft_adapter(place, pico_pair.base, name, **options)
     says = {"dora": "DoRA", "pissa": "pissa"}[name]
-    refused(place, "evaluate", "recipe.yaml", "instruct", f"instruct + {adapter}", says=says)
+    stacks = ("instruct", f"instruct + {adapter}")
+    refused(place, "evaluate", *stacks, "--recipe", "recipe.yaml", says=says)
 
 
 def test_adapter_whose_keys_do_not_match(place):
     deeper = save_pico(place / "deeper", pico_model(num_hidden_layers=3), chat=False)
     adapter = peft_adapter(place, deeper, "adapter")
-    said = refused(
-        place, "evaluate", "recipe.yaml", "instruct", f"instruct + {adapter}", says="layers.2"
-    )
+    stacks = ("instruct", f"instruct + {adapter}")
+    said = refused(place, "evaluate", *stacks, "--recipe", "recipe.yaml", says="layers.2")
     assert "out" not in os.listdir(place), said
 
 
@@ -247,3 +247,38 @@ def test_ctrl_c(place, number):
     assert process.returncode == 130, said
     assert "finished stages are kept" in said and "Traceback" not in said
     assert (place / "run" / "stages" / "text" / "done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--tasks", "arc_eazy"], "arc_easy"),
+        (["--tasks", "arc_easy", "--data-dir", "nowhere"], "arc/arc_easy.jsonl"),
+        ([], "--tasks"),
+        (["--limit", "5"], "--tasks"),
+        (["--tasks", "arc_easy", "--suite", "quick"], "one of the two"),
+    ],
+)
+def test_evaluations_that_cannot_be(place, pico_pair, arguments, says):
+    refused(place, "evaluate", pico_pair.instruct, *arguments, says=says)
+
+
+def test_a_suite_that_is_not_there(place, pico_pair):
+    done = kit("evaluate", pico_pair.instruct, "--suite", "quik", cwd=place)
+    assert done.exit_code == 2
+    assert "quick" in done.stderr
+
+
+def test_there_is_nothing_to_go_on_with(place):
+    refused(place, "evaluate", "--resume", "--out", "nothing", says="run.json")
+
+
+def test_an_adapter_of_another_base(place, pico_pair):
+    from kit.adapters.tensors import Sidecar, write_sidecar
+
+    adapter = peft_adapter(place, pico_pair.base, "stranger")
+    write_sidecar(
+        adapter, Sidecar(base_name="another/base", base_fingerprint="0" * 16, quantization="nf4")
+    )
+    stacks = ("instruct", f"instruct + {adapter}")
+    refused(place, "evaluate", *stacks, "--recipe", "recipe.yaml", says="another/base")

@@ -137,9 +137,8 @@ def test_a_second_run_does_nothing_again(recipe, finished, capsys):
 
 def test_stacks_of_ones_own(recipe, finished, tmp_path):
     adapter = finished / "stages" / "cpt-base-s0" / "adapter"
-    out = evaluate_stacks(
-        read_recipe(recipe), ["instruct", f"instruct + {adapter}*0.5"], tmp_path / "own"
-    )
+    stacks = ["instruct", f"instruct + {adapter}*0.5"]
+    out = evaluate_stacks(stacks, tmp_path / "own", recipe=read_recipe(recipe))
     found = {m.label: m for m in map(read_measurement, (out / "stages").glob("measure-*"))}
     half = measured(finished, "residual-x0.5-s0")
     assert found[f"instruct + {adapter}*0.5"].rows == half.rows

@@ -1,35 +1,44 @@
-"""Greedy decoding: rows leave the batch as they end, and wait for no other row.
+"""Greedy decoding: a row leaves as it ends, and the next prompt takes its place.
 
-Shape letters: B rows still in the batch, T columns so far, V vocabulary.
+    slot 0   prompt 1 a b c END | prompt 5 a b c d e f ...
+    slot 1   prompt 2 a b c d e f g h i j k l m END | ...     no step computes a row that has ended
+    slot 2   prompt 3 a END | prompt 4 a b c d e f END | ...
 
-    column         0  1  2  3  4 | 5  6  7
-    long prompt    p  p  p  p  p | a  b  END
-    short prompt   .  .  p  p  p | a  END          . = padding, hidden by the mask
-    its position   0  0  0  1  2 | 3  4            as if the row stood alone
+Prompts are read in passes of their own (kit.evaluation.cache). A row's reply is what it would be
+alone, up to the rounding of another batch shape.
 
-Padding stands on the left, so that every row's next token comes in the same column; the mask hides
-it and positions start at each row's first real token, so a row's reply is what it would be alone,
-up to the rounding of another batch shape. transformers' own `generate` is not used: it takes
-temperature and repetition penalty from a checkpoint's generation config, and goes on computing
-rows that have ended until the longest one is done.
+transformers' own `generate` is not used: it takes temperature and repetition penalty from a
+checkpoint's generation config, and goes on computing rows that have ended until the longest one is
+done. Nor is its continuous batching: its paged cache is sized from free memory and made for CUDA,
+it has no stop strings, and it generates in a thread of its own, where a caller's hooks and errors
+are out of reach.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
 
 import torch
 
+from kit.evaluation.cache import Slots
+from kit.evaluation.stops import Stops as Stops
+from kit.models.logprobs import final_hidden, projector
 from kit.progress import Advance, silent
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
+
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_TOLERANCE = {torch.bfloat16: 0.5, torch.float16: 0.1}
+"""Nats that rounding may change in one token; a wrong mask changes more."""
+_PATIENCE = 0.25
+"""A pass for prompts is made once as many row-steps as this part of the slots were left empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,44 +65,11 @@ class Generation:
     """Why there is no reply; empty when there is one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stops:
-    """What ends a reply."""
-
-    tokenizer: PreTrainedTokenizerBase
-    end_ids: AbstractSet[int]
-    """Tokens that its text leaves out."""
-    kept_ids: AbstractSet[int] = frozenset()
-    """Tokens that its text keeps."""
-    strings: Sequence[str] = ()
-    """Texts that do not belong to it."""
-
-    def text(self, ids: list[int]) -> str:
-        """A reply's text, up to the first stop string."""
-        shown = ids[:-1] if ids and ids[-1] in self.end_ids else ids
-        text = str(self.tokenizer.decode(shown, skip_special_tokens=True))
-        found = [place for stop in self.strings if (place := text.find(stop)) >= 0]
-        return text[: min(found)] if found else text
-
-    def has_string(self, ids: list[int]) -> bool:
-        """Whether a stop string stands at the end of a reply under way.
-
-        Only as many tokens are decoded as can hold one: a token has a byte at least, and the first
-        ones may be torn characters or lose their blank.
-        """
-        if not self.strings:
-            return False
-        longest = max(len(stop.encode()) for stop in self.strings)
-        tail = self.tokenizer.decode(ids[-(longest + 8) :], skip_special_tokens=True)
-        return any(stop in tail for stop in self.strings)
-
-
 @dataclass
 class Row:
     """One row while it is being decoded."""
 
-    limit: int
-    """At most so many new tokens."""
+    ask: Ask
     ids: list[int] = field(default_factory=list)
     stopped: bool = False
     error: str = ""
@@ -101,7 +77,12 @@ class Row:
     @property
     def ended(self) -> bool:
         """Whether no token is to follow."""
-        return self.stopped or bool(self.error) or len(self.ids) >= self.limit
+        return self.stopped or bool(self.error) or len(self.ids) >= self.ask.limit
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The prompt and the reply so far."""
+        return (*self.ask.prompt, *self.ids)
 
     def take(self, token: int, *, is_finite: bool, stops: Stops) -> None:
         """Add the next token, or note that there was none."""
@@ -109,10 +90,10 @@ class Row:
             self.error = f"the logits of token {len(self.ids) + 1} of the reply are not finite"
             return
         self.ids.append(token)
-        ended = token in stops.end_ids or token in stops.kept_ids
-        self.stopped = ended or stops.has_string(self.ids)
+        self.stopped = stops.end(self.ids)
 
 
+@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     asks: Sequence[Ask],
@@ -128,47 +109,95 @@ def generate(
         asks: the prompts.
         stops: what ends a reply.
         slots: replies that are written side by side; halved where memory does not suffice.
-        advance: told of every batch of prompts that is done.
+        advance: told of every prompt that is done.
     """
-    left = sorted(range(len(asks)), key=lambda n: -len(asks[n].prompt))
-    replies: dict[int, Generation] = {}
+    rows = [Row(ask) for ask in asks]
+    decode = decode_greedily if rows and refilling_problem(model) else decode_refilling
+    left = rows
     while left:
-        part = left[:slots]
         try:
-            rows = decode_greedily(model, [asks[n] for n in part], stops=stops)
+            decode(model, left, stops=stops, slots=slots, advance=advance)
         except torch.OutOfMemoryError:
             if slots == 1:
                 raise
-            slots = max(1, min(slots, len(part)) // 2)
+            slots = max(1, min(slots, len(left)) // 2)
             log.warning("out of memory: at most %d replies side by side from here", slots)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            continue
-        for n, row in zip(part, rows, strict=True):
-            replies[n] = Generation(
-                ids=tuple(row.ids), text=stops.text(row.ids), stopped=row.stopped, error=row.error
-            )
-        left = left[len(part) :]
-        advance(len(part))
-    return [replies[n] for n in range(len(asks))]
+        left = [row for row in rows if not row.ended]
+    return [
+        Generation(
+            ids=tuple(row.ids), text=stops.text(row.ids), stopped=row.stopped, error=row.error
+        )
+        for row in rows
+    ]
 
 
-@torch.no_grad()
-def decode_greedily(model: PreTrainedModel, asks: Sequence[Ask], *, stops: Stops) -> list[Row]:
-    """Decode the most probable continuation of every prompt of one batch.
+def decode_refilling(
+    model: PreTrainedModel, rows: Sequence[Row], *, stops: Stops, slots: int, advance: Advance
+) -> None:
+    """Decode rows to their ends, as many as there are slots side by side.
 
-    Args:
-        model: a causal LM in eval mode.
-        asks: the prompts.
-        stops: a row ends with the first of these.
+    Where memory does not suffice, the rows that have not ended keep what they have so far.
     """
+    waiting = sorted(rows, key=lambda row: -len(row.tokens))[::-1]  # the longest is popped first
+    live: list[Row] = []
+    held = Slots(model, min(slots, len(rows)))
+    idle = 0
+    while waiting or live:
+        is_due = not live or idle >= _PATIENCE * held.count
+        if waiting and len(live) < held.count and is_due:
+            prompts = [row.tokens for row in waiting[: -held.count - 1 : -1]]
+            logits_BV = held.fill(prompts)
+            new = [waiting.pop() for _ in range(len(logits_BV))]
+            live += new
+            _take(logits_BV, new, stops)
+        else:
+            idle = 0 if len(live) == held.count else idle + held.count - len(live)
+            _take(held.step([row.ids[-1] for row in live]), live, stops)
+        ended = [slot for slot, row in enumerate(live) if row.ended]
+        # From the end on, so that no row that has ended is moved.
+        for slot in reversed(ended):
+            held.drop(slot, wipe=bool(live[slot].error))
+            last = live.pop()
+            if slot < len(live):
+                live[slot] = last
+        if ended:
+            advance(len(ended))
+
+
+def _take(logits_BV: torch.Tensor, rows: Sequence[Row], stops: Stops) -> None:
+    # max carries NaN along, so one pass both chooses and checks.
+    best_B, next_B = logits_BV.max(dim=-1)
+    for row, token, is_finite in zip(
+        rows, next_B.tolist(), best_B.isfinite().tolist(), strict=True
+    ):
+        row.take(token, is_finite=is_finite, stops=stops)
+
+
+def decode_greedily(
+    model: PreTrainedModel, rows: Sequence[Row], *, stops: Stops, slots: int, advance: Advance
+) -> None:
+    """Decode rows to their ends in batches that rows leave and none joins.
+
+    For models that keep something else than keys and values: transformers' own cache does it.
+    """
+    left = sorted(rows, key=lambda row: -len(row.tokens))
+    while left:
+        part, left = left[:slots], left[slots:]
+        _decode_batch(model, part, stops=stops, advance=advance)
+
+
+def _decode_batch(
+    model: PreTrainedModel, rows: Sequence[Row], *, stops: Stops, advance: Advance
+) -> None:
+    """Padding on the left, hidden by the mask; positions start at a row's first token."""
     from transformers import DynamicCache
 
-    ids_BT, mask_BT = _left_padded([ask.prompt for ask in asks], model.device)
+    ids_BT, mask_BT = _left_padded([row.tokens for row in rows], model.device)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    rows = [Row(ask.limit) for ask in asks]
-    alive = rows
+    alive = list(rows)
     while True:
         logits_BV = model(
             input_ids=ids_BT,
@@ -178,20 +207,19 @@ def decode_greedily(model: PreTrainedModel, asks: Sequence[Ask], *, stops: Stops
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        # max carries NaN along, so one pass both chooses and checks.
-        best_B, next_B = logits_BV.max(dim=-1)
-        chosen = zip(alive, next_B.tolist(), best_B.isfinite().tolist(), strict=True)
-        for row, token, is_finite in chosen:
-            row.take(token, is_finite=is_finite, stops=stops)
+        _take(logits_BV, alive, stops)
         places = [place for place, row in enumerate(alive) if not row.ended]
+        if len(places) < len(alive):
+            advance(len(alive) - len(places))
         if not places:
-            return rows
+            return
+        next_B = torch.tensor([alive[place].ids[-1] for place in places], device=ids_BT.device)
         if len(places) < len(alive):
             # Costs one copy of the cache, which every step's concatenation costs anyway. Beam
             # search's reordering takes any rows, and all kinds of cache layer have it.
-            keep = cast("torch.LongTensor", torch.tensor(places, device=next_B.device))
+            keep = cast("torch.LongTensor", torch.tensor(places, device=ids_BT.device))
             cache.reorder_cache(keep)
-            next_B, mask_BT, positions_BT = next_B[keep], mask_BT[keep], positions_BT[keep]
+            mask_BT, positions_BT = mask_BT[keep], positions_BT[keep]
             alive = [alive[place] for place in places]
         ids_BT = next_B[:, None]
         mask_BT = torch.nn.functional.pad(mask_BT, (0, 1), value=1)
@@ -207,3 +235,57 @@ def _left_padded(
     ids = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+_problems: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+
+
+def refilling_problem(model: PreTrainedModel) -> str:
+    """Why the rows of a model cannot come and go; empty where they can.
+
+    What its configuration shows is looked at first. Then made-up rows of different lengths are
+    decoded by one token and must agree with whole passes: that is the proof for whatever the
+    model's code does with masks, positions and caches. Done and logged once for a model.
+
+    Args:
+        model: a causal LM in eval mode.
+    """
+    if model not in _problems:
+        _problems[model] = _find_problem(model)
+        if _problems[model]:
+            log.info("replies are written in plain batches: %s", _problems[model])
+    return _problems[model]
+
+
+@torch.no_grad()
+def _find_problem(model: PreTrainedModel) -> str:
+    config = model.config.get_text_config()
+    unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if unknown:
+        return f"layers of the kind {', '.join(sorted(unknown))} keep no keys and values"
+    if getattr(model, "_is_stateful", False):
+        return "the model keeps a state, and no keys and values"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"{config._attn_implementation} attention takes no mask of rows' own lengths"
+    ids = [(37 * n * n + 11 * n + 5) % config.vocab_size for n in range(60)]
+    prompts = [ids[:24], ids[30:35], ids[:20] + ids[40:49]]
+    try:
+        held = Slots(model, len(prompts))
+        while len(held.lengths) < len(prompts):
+            held.fill(prompts[len(held.lengths) :])
+        found = held.step(ids[-len(prompts) :]).float().log_softmax(-1)
+        project = projector(model)
+        for row, (prompt, last) in enumerate(zip(prompts, ids[-len(prompts) :], strict=True)):
+            whole = torch.tensor([[*prompt, last]], device=model.device)
+            wanted = project(final_hidden(model, whole)[:, -1]).float().log_softmax(-1)
+            best = int(wanted.argmax())
+            gap = float((found[row, best] - wanted[0, best]).abs().nan_to_num())
+            if gap > _TOLERANCE.get(model.dtype, 1e-3):
+                return f"made-up rows differ by {gap:.2g} nats from whole passes"
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        # Other people's model code, given masks and a cache that it may not know.
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return f"its code takes no rows of different lengths ({type(error).__name__}: {reason})"
+    return ""

@@ -49,8 +49,6 @@ Answer = tuple[float, bool]
 """Nats of the continuation, and whether it is what greedy decoding would write."""
 
 _NO_ANSWER: Answer = (math.nan, False)
-_ENGINE = {"batch_size": 16, "max_length": 1024}
-"""Of an engine that lm-eval makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +130,11 @@ class KitLM(TemplateLM):
                 where=f"model arguments {arg_dict}, {additional_config}",
                 fix=f"leave out {', '.join(strange)}" if strange else "set pretrained=FOLDER",
             )
-        folder, options = resolve_source(str(source)), dict(_ENGINE)
+        folder = resolve_source(str(source))
         model = load_model(folder, quantization=quantization, hardware=detect())
-        if str(rows).isdigit():
-            options["batch_size"] = int(rows)
-        return cls.of(model, load_tokenizer(folder), **options)
+        # lm-eval also has "auto", which is what an engine does by itself.
+        slots = int(rows) if str(rows).isdigit() else None
+        return cls.of(model, load_tokenizer(folder), batch_size=slots)
 
     @classmethod
     def create_from_arg_string(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit.errors import RecipeError
-from kit.recipe.schema import Benchmark, Evaluate, IFEval, SuiteName
+from kit.recipe.schema import SuiteName
 
 TEXT, IFEVAL = "text", "ifeval"
 
@@ -41,21 +41,24 @@ class TaskChoice:
             )
         changes: dict[str, Any] = {}
         if self.tasks:
-            changes["evaluate"] = self._section().model_dump(mode="json", exclude_unset=True)
+            changes = {f"evaluate.{key}": value for key, value in self._section().items()}
         if self.suite:
             changes["evaluate.suite"] = self.suite
         if self.data_dir:
             changes["evaluate.data_dir"] = self.data_dir
         return [f"{name}={json.dumps(value)}" for name, value in changes.items()]
 
-    def _section(self) -> Evaluate:
+    def _section(self) -> dict[str, Any]:
+        """These tasks and no others; sizes stay as the recipe has them."""
         given = {"limit": self.limit, "num_fewshot": self.num_fewshot, "chat": self.chat or None}
-        options: dict[str, Any] = {
-            name: value for name, value in given.items() if value is not None
-        }
+        options = {name: value for name, value in given.items() if value is not None}
         names = [name for name in self.tasks if name not in (TEXT, IFEVAL)]
-        section: dict[str, Any] = {"text": TEXT in self.tasks}
-        section["benchmarks"] = {name: Benchmark(**options) for name in names}
-        if IFEVAL in self.tasks:
-            section["ifeval"] = IFEval(prompts=self.limit) if self.limit else IFEval()
-        return Evaluate(**section)
+        ifeval = {"prompts": self.limit} if self.limit else {}
+        return {
+            "text": TEXT in self.tasks,
+            "suite": None,
+            "benchmarks": {name: options for name in names},
+            "ifeval": ifeval if IFEVAL in self.tasks else None,
+            "lilliput_rules": None,
+            "questions": {},
+        }
