@@ -45,6 +45,7 @@ class _Pass:
     """Slots."""
     width: int
     """Columns that it reads; 0: only its own tokens."""
+    rows_B1: torch.Tensor | None = None
     columns_BQ: torch.Tensor | None = None
     """Where each token is written; None: from column 0 on."""
 
@@ -79,8 +80,9 @@ class _SlotLayer(DynamicLayer):
             self.keys[now.rows, :, : key_states.shape[2]] = key_states
             self.values[now.rows, :, : value_states.shape[2]] = value_states
             return key_states, value_states
+        # Not scatter_: on the CPU that copies a whole buffer of 16 bits.
         for held, new in ((self.keys, key_states), (self.values, value_states)):
-            held[now.rows].scatter_(2, columns[:, None, :, None].expand_as(new), new)
+            held[now.rows_B1, :, columns] = new.transpose(1, 2)
         return self.keys[now.rows, :, : now.width], self.values[now.rows, :, : now.width]
 
     def grow(self, columns: int) -> None:
@@ -260,7 +262,8 @@ class Slots:
             width = int(starts_B1.max() + lengths.max())
             width = -(-width // _ROUND) * _ROUND
             self._reserve(width)
-            now = _Pass(count, width, columns_BQ)
+            rows_B1 = torch.arange(first, first + len(rows), device=self.device)[:, None]
+            now = _Pass(count, width, rows_B1, columns_BQ)
             inputs["attention_mask"] = self._masks(columns_BQ, width)
         else:
             now = _Pass(count, 0)
