@@ -8,12 +8,13 @@ Replies are counted at their full length, so what is said before is an upper bou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from kit.evaluation.engine import Engine
 from kit.evaluation.task import Cost, Task
+from kit.units import show_seconds
 
 T = TypeVar("T")
 
@@ -53,6 +54,16 @@ def estimate(engine: Engine, tasks: Sequence[Task]) -> dict[str, float]:
     """Seconds of each task on one stack, by the task's title."""
     speed = measure_speed(engine)
     return {task.info.title: speed.seconds(task.cost(engine)) for task in tasks}
+
+
+def estimate_lines(seconds: Mapping[str, float], *, stacks: int) -> list[str]:
+    """What an estimate says, for the console."""
+    total = show_seconds(sum(seconds.values()) * stacks)
+    each = ", ".join(f"{title} {show_seconds(value)}" for title, value in seconds.items())
+    return [
+        f"  estimated: {total} for {stacks} stacks, replies counted at full length",
+        f"  each stack: {each}",
+    ]
 
 
 def _timed(call: Callable[[], T]) -> tuple[T, float]:

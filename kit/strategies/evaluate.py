@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from kit.adapters.graft import check_modules
 from kit.adapters.stack import Stack, Weighted
 from kit.adapters.tensors import read_sidecar
 from kit.errors import AdapterError, RecipeError, RunDirectoryError
+from kit.evaluation.estimate import estimate, estimate_lines
 from kit.evaluation.task import Task
 from kit.models.chat import check_chat_template
 from kit.models.weights import Checkpoint
@@ -35,6 +37,7 @@ from kit.strategies.targets import (
     open_rows,
 )
 from kit.strategies.text import write_measured_text
+from kit.units import show_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +171,17 @@ def _measure_left(
         for target, rows in sorted(sheets, key=lambda sheet: sheet[0].stack.checkpoint)
         if not all(rows.has(task.info.task, task.item_ids) for task in tasks)
     ]
+    started = time.monotonic()
     for number, (target, rows) in enumerate(left, start=1):
-        shelf.study.progress.say(f"[{number}/{len(left)}] {target.label}")
+        if number == 1:
+            seconds = estimate(shelf.engine(target.stack.checkpoint), tasks)
+            for line in estimate_lines(seconds, stacks=len(left)):
+                shelf.study.progress.say(line)
+            rest = ""
+        else:
+            per_stack = (time.monotonic() - started) / (number - 1)
+            rest = f", about {show_seconds(per_stack * (len(left) - number + 1))} left for all"
+        shelf.study.progress.say(f"[{number}/{len(left)}] {target.label}{rest}")
         measure_target(target, shelf, tasks=tasks, todo=todo, rows=rows)
 
 
